@@ -1,0 +1,25 @@
+"""The errors that users see, one small tree under ``GenDRError``.
+
+Role: the bottom of the house; every layer may raise these. Each message says what was expected, what came and
+what to change, in the words of the command line and the nodes.
+"""
+
+
+class GenDRError(Exception):
+    """Base of every error that GenDR raises on purpose; its text is fit to be shown to a user."""
+
+
+class OptionError(GenDRError, ValueError):
+    """An option has a value outside its range, or two options contradict each other."""
+
+
+class ImageError(GenDRError, ValueError):
+    """An image has the wrong shape, range, dtype or content, or its file cannot be read or written."""
+
+
+class ShapeError(GenDRError, ValueError):
+    """A tensor does not fit the network it was given to."""
+
+
+class CheckpointError(GenDRError, ValueError):
+    """A weight file is not what was asked for: wrong kind, damaged, incomplete or unsafe."""
