@@ -1,0 +1,10 @@
+"""The two networks, written once for any width and depth, with diffusers' parameter names.
+
+Role: built by ``model`` from the architectures in ``spec``; they know nothing of files, tiles or hosts.
+"""
+
+from .layers import Operations
+from .unet import UNet
+from .vae import VAE
+
+__all__ = ["VAE", "Operations", "UNet"]

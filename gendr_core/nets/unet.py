@@ -1,0 +1,212 @@
+"""The SD2.1 UNet with any number of input and output channels, widths and depths.
+
+Role: the one network pass of ``step``. Its left neighbour is the latent, its right one the linear combination in
+``step.one_step``. Parameter names are those of diffusers' UNet2DConditionModel, so its files load as they are.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..spec import UNetArch
+from .layers import Downsample, Factory, Operations, ResnetBlock, SpatialTransformer, Upsample
+
+NORM_EPS = 1e-5
+"""Epsilon of the UNet's resnet and output norms (SD2.1); the VAE uses 1e-6."""
+
+
+def timestep_features(timestep: Tensor, channels: int) -> Tensor:
+    """Return [B, channels] float32 sinusoids of the timestep, cosines first (DDPM, arXiv:2006.11239, appendix B).
+
+    Args:
+        timestep: [B], any real dtype, 0 to 999.
+        channels: even number of features.
+    """
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * torch.exp(-math.log(10_000.0) * exponent)[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers on the sinusoids."""
+
+    def __init__(self, make: Factory, channels: int, time_channels: int) -> None:
+        """Build both layers."""
+        super().__init__()
+        self.linear_1 = make.linear(channels, time_channels)
+        self.linear_2 = make.linear(time_channels, time_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, time_channels] from [B, channels]."""
+        return self.linear_2(nn.functional.silu(self.linear_1(features)))
+
+
+class Stage(nn.Module):
+    """The resnets of one level, each followed by a transformer where the level has attention."""
+
+    def __init__(self, make: Factory, arch: UNetArch, channels_in: Sequence[int], channels: int, *, attention: bool) -> None:
+        """Build one resnet per entry of ``channels_in``; all give ``channels``."""
+        super().__init__()
+        self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in channels_in)
+        self.attentions = nn.ModuleList(_transformer(make, arch, channels) for _ in channels_in) if attention else None
+
+    def layer(self, index: int, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
+        """Return [B, channels, H, W] after resnet ``index`` and its transformer, if any."""
+        x = self.resnets[index](x, time_embedding)
+        return x if self.attentions is None else self.attentions[index](x, context)
+
+
+class DownStage(Stage):
+    """One level on the way down; its outputs are the skips of the same level on the way up."""
+
+    def __init__(self, make: Factory, arch: UNetArch, channels_in: int, level: int) -> None:
+        """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
+        channels = arch.block_out_channels[level]
+        inputs = [channels_in] + [channels] * (arch.layers_per_block - 1)
+        super().__init__(make, arch, inputs, channels, attention=arch.attention_levels[level])
+        last = level == arch.num_levels - 1
+        self.downsamplers = None if last else nn.ModuleList([Downsample(make, channels, pad_end=False)])
+
+    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> list[Tensor]:
+        """Return every intermediate result in order; the last one is the input of the next level."""
+        skips: list[Tensor] = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time_embedding, context)
+            skips.append(x)
+        if self.downsamplers is not None:
+            skips.append(self.downsamplers[0](x))
+        return skips
+
+
+class UpStage(Stage):
+    """One level on the way up; each resnet takes one skip, the last one of the list first."""
+
+    def __init__(self, make: Factory, arch: UNetArch, channels_in: int, skip_channels: Sequence[int], level: int) -> None:
+        """Build level ``level`` (0 is the finest); ``skip_channels`` in the order in which they are taken."""
+        channels = arch.block_out_channels[level]
+        befores = [channels_in] + [channels] * (len(skip_channels) - 1)
+        inputs = [before + skip for before, skip in zip(befores, skip_channels, strict=True)]
+        super().__init__(make, arch, inputs, channels, attention=arch.attention_levels[level])
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample(make, channels)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
+        """Return [B, channels, H', W'], taking this level's skips off the end of ``skips``."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), time_embedding, context)
+        if self.upsamplers is not None:
+            # The next skip has the size to return to: odd sizes lose their last row or column on the way down.
+            height, width = skips[-1].shape[2:]
+            x = self.upsamplers[0](x, (height, width))
+        return x
+
+
+class MidStage(nn.Module):
+    """Resnet, transformer, resnet at the coarsest level."""
+
+    def __init__(self, make: Factory, arch: UNetArch) -> None:
+        """Build the three layers."""
+        super().__init__()
+        channels = arch.block_out_channels[-1]
+        self.resnets = nn.ModuleList(_resnet(make, arch, channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList([_transformer(make, arch, channels)])
+
+    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
+        """Return [B, C, H, W] from the same shape."""
+        x = self.attentions[0](self.resnets[0](x, time_embedding), context)
+        return self.resnets[1](x, time_embedding)
+
+
+class UNet(nn.Module):
+    """The denoiser: encoder levels, a middle, decoder levels with skips."""
+
+    def __init__(
+        self,
+        arch: UNetArch,
+        *,
+        operations: Operations = nn,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            arch: shape of the network.
+            operations: namespace of layer classes.
+            device: where the parameters are made; ``"meta"`` makes shapes only.
+            dtype: of the parameters; None is torch's default.
+        """
+        super().__init__()
+        self.arch = arch
+        make = Factory(operations, device, dtype)
+        widths = arch.block_out_channels
+        self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
+        self.time_embedding = TimeEmbedding(make, widths[0], _time_channels(arch))
+        entry = (widths[0], *widths[:-1])
+        self.down_blocks = nn.ModuleList(DownStage(make, arch, entry[level], level) for level in range(arch.num_levels))
+        self.mid_block = MidStage(make, arch)
+        skips = _skip_channels(arch)
+        self.up_blocks = nn.ModuleList()
+        channels = widths[-1]
+        for level in reversed(range(arch.num_levels)):
+            taken = [skips.pop() for _ in range(arch.layers_per_block + 1)]
+            self.up_blocks.append(UpStage(make, arch, channels, taken, level))
+            channels = widths[level]
+        self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
+        self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
+
+    def forward(self, latent: Tensor, timestep: int | Tensor, context: Tensor) -> Tensor:
+        """Return the prediction [B, out_channels, h, w], same dtype and device as ``latent``.
+
+        Args:
+            latent: [B, in_channels, h, w], scaled latent, any h and w of at least 1.
+            timestep: 0 to 999; one number, or [B].
+            context: [B, tokens, cross_attention_dim], prompt embedding, dtype and device of ``latent``.
+
+        Raises:
+            ShapeError: the latent or the context does not have the channels that the weights expect.
+        """
+        if latent.shape[1] != self.arch.in_channels:
+            raise ShapeError(f"expected a latent of {self.arch.in_channels} channels, got {latent.shape[1]}: use the matching encoder")
+        if context.shape[2] != self.arch.cross_attention_dim:
+            raise ShapeError(f"expected a prompt of width {self.arch.cross_attention_dim}, got {context.shape[2]}")
+        steps = torch.as_tensor(timestep, device=latent.device).reshape(-1)
+        features = timestep_features(steps, self.arch.block_out_channels[0]).to(latent.dtype)
+        time_embedding = self.time_embedding(features)
+        x = self.conv_in(latent)
+        skips = [x]
+        for stage in self.down_blocks:
+            skips += stage(skips[-1], time_embedding, context)
+        x = self.mid_block(skips[-1], time_embedding, context)
+        for stage in self.up_blocks:
+            x = stage(x, skips, time_embedding, context)
+        return self.conv_out(nn.functional.silu(self.conv_norm_out(x)))
+
+
+def _time_channels(arch: UNetArch) -> int:
+    return 4 * arch.block_out_channels[0]
+
+
+def _skip_channels(arch: UNetArch) -> list[int]:
+    """Return the channels of every skip in the order in which the way down makes them."""
+    skips = [arch.block_out_channels[0]]
+    for level, width in enumerate(arch.block_out_channels):
+        skips += [width] * arch.layers_per_block
+        if level < arch.num_levels - 1:
+            skips.append(width)
+    return skips
+
+
+def _resnet(make: Factory, arch: UNetArch, channels_in: int, channels_out: int) -> ResnetBlock:
+    return ResnetBlock(
+        make, channels_in, channels_out, groups=arch.norm_groups, eps=NORM_EPS, time_channels=_time_channels(arch)
+    )
+
+
+def _transformer(make: Factory, arch: UNetArch, channels: int) -> SpatialTransformer:
+    return SpatialTransformer(
+        make, channels, head_dim=arch.head_dim, context_dim=arch.cross_attention_dim, groups=arch.norm_groups
+    )

@@ -1,0 +1,205 @@
+"""The KL VAE of any width: pixels to latents and back, 2^(levels - 1) pixels per latent cell.
+
+Role: used by ``encode`` and ``decode``. Parameter names are those of diffusers' AutoencoderKL, so its files load as they
+are. Latents are unscaled here; ``step`` applies the scaling factor.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..spec import VAEArch
+from .layers import Downsample, Factory, Operations, ResnetBlock, Upsample
+
+NORM_EPS = 1e-6
+
+
+class MidAttention(nn.Module):
+    """Single-head attention over all positions of the coarsest level, with a residual."""
+
+    def __init__(self, make: Factory, channels: int, groups: int) -> None:
+        """Build the norm and the four projections."""
+        super().__init__()
+        self.group_norm = make.group_norm(groups, channels, NORM_EPS)
+        self.to_q = make.linear(channels, channels)
+        self.to_k = make.linear(channels, channels)
+        self.to_v = make.linear(channels, channels)
+        self.to_out = nn.ModuleList([make.linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H, W] from the same shape."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (layer(tokens)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
+        mixed = self.to_out[0](F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Middle(nn.Module):
+    """Resnet, attention (where the VAE has one), resnet at the coarsest level."""
+
+    def __init__(self, make: Factory, arch: VAEArch) -> None:
+        """Build the layers."""
+        super().__init__()
+        channels = arch.block_out_channels[-1]
+        self.resnets = nn.ModuleList(_resnet(make, arch, channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList([MidAttention(make, channels, arch.norm_groups)]) if arch.mid_attention else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H, W] from the same shape."""
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class DownStage(nn.Module):
+    """The resnets of one encoder level and the way to the next."""
+
+    def __init__(self, make: Factory, arch: VAEArch, channels_in: int, level: int) -> None:
+        """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
+        super().__init__()
+        channels = arch.block_out_channels[level]
+        inputs = [channels_in] + [channels] * (arch.layers_per_block - 1)
+        self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in inputs)
+        last = level == len(arch.block_out_channels) - 1
+        self.downsamplers = None if last else nn.ModuleList([Downsample(make, channels, pad_end=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input of the next level."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.downsamplers is None else self.downsamplers[0](x)
+
+
+class UpStage(nn.Module):
+    """The resnets of one decoder level and the way to the next finer one."""
+
+    def __init__(self, make: Factory, arch: VAEArch, channels_in: int, level: int) -> None:
+        """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
+        super().__init__()
+        channels = arch.block_out_channels[level]
+        inputs = [channels_in] + [channels] * arch.layers_per_block
+        self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in inputs)
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample(make, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input of the next finer level."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.upsamplers is None else self.upsamplers[0](x, (2 * x.shape[2], 2 * x.shape[3]))
+
+
+class Encoder(nn.Module):
+    """Pixels to twice the latent channels: mean and log-variance before ``quant_conv``."""
+
+    def __init__(self, make: Factory, arch: VAEArch) -> None:
+        """Build the levels, finest first."""
+        super().__init__()
+        widths = arch.block_out_channels
+        self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
+        entry = (widths[0], *widths[:-1])
+        self.down_blocks = nn.ModuleList(DownStage(make, arch, c, level) for level, c in enumerate(entry))
+        self.mid_block = Middle(make, arch)
+        self.conv_norm_out = make.group_norm(arch.norm_groups, widths[-1], NORM_EPS)
+        self.conv_out = make.conv(widths[-1], 2 * arch.latent_channels, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return [B, 2 * latent_channels, h, w] from [B, 3, H, W]."""
+        x = self.conv_in(pixels)
+        for stage in self.down_blocks:
+            x = stage(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    def __init__(self, make: Factory, arch: VAEArch) -> None:
+        """Build the levels, coarsest first."""
+        super().__init__()
+        widths = arch.block_out_channels
+        self.conv_in = make.conv(arch.latent_channels, widths[-1], padding=1)
+        self.mid_block = Middle(make, arch)
+        entry = (*widths[1:], widths[-1])
+        self.up_blocks = nn.ModuleList(UpStage(make, arch, entry[i], i) for i in reversed(range(len(widths))))
+        self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
+        self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return [B, 3, H, W] from [B, latent_channels, h, w]."""
+        x = self.mid_block(self.conv_in(latent))
+        for stage in self.up_blocks:
+            x = stage(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the 1x1 convolutions around the latent."""
+
+    def __init__(
+        self,
+        arch: VAEArch,
+        *,
+        operations: Operations = nn,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            arch: shape of the network.
+            operations: namespace of layer classes.
+            device: where the parameters are made; ``"meta"`` makes shapes only.
+            dtype: of the parameters; None is torch's default.
+        """
+        super().__init__()
+        self.arch = arch
+        make = Factory(operations, device, dtype)
+        channels = arch.latent_channels
+        self.encoder = Encoder(make, arch)
+        self.decoder = Decoder(make, arch)
+        self.quant_conv = make.conv(2 * channels, 2 * channels, 1) if arch.quant_conv else None
+        self.post_quant_conv = make.conv(channels, channels, 1) if arch.quant_conv else None
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the posterior, each [B, latent_channels, h, w].
+
+        Args:
+            pixels: [B, in_channels, H, W] in [-1, 1]; H and W multiples of ``arch.spatial_factor``.
+
+        Raises:
+            ShapeError: channels or size do not fit.
+        """
+        factor = self.arch.spatial_factor
+        if pixels.shape[1] != self.arch.in_channels or pixels.shape[2] % factor or pixels.shape[3] % factor:
+            raise ShapeError(
+                f"expected {self.arch.in_channels} channels and sides that are multiples of {factor},"
+                f" got {list(pixels.shape[1:])}: pad the image first"
+            )
+        moments = self.encoder(pixels)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, log_variance
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the posterior mode [B, latent_channels, h, w], unscaled; deterministic. Arguments as ``moments``."""
+        return self.moments(pixels)[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return pixels [B, out_channels, H, W], nominally in [-1, 1] but not clamped.
+
+        Args:
+            latent: [B, latent_channels, h, w], unscaled.
+
+        Raises:
+            ShapeError: the channels do not fit.
+        """
+        if latent.shape[1] != self.arch.latent_channels:
+            raise ShapeError(f"expected a latent of {self.arch.latent_channels} channels, got {latent.shape[1]}")
+        return self.decoder(latent if self.post_quant_conv is None else self.post_quant_conv(latent))
+
+
+def _resnet(make: Factory, arch: VAEArch, channels_in: int, channels_out: int) -> ResnetBlock:
+    return ResnetBlock(make, channels_in, channels_out, groups=arch.norm_groups, eps=NORM_EPS)

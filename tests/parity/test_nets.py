@@ -1,0 +1,153 @@
+"""Our networks against diffusers 0.42 on the same seeded random weights, fp32, and their parameter counts."""
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+
+from gendr_core.nets import VAE, UNet
+from gendr_core.spec import UNetArch, VAEArch
+
+TOLERANCE = 1e-5
+"""Bound on max |difference| / max |reference| in fp32."""
+
+TINY_UNETS = {
+    "sd21_shape": UNetArch(
+        in_channels=16, out_channels=16, block_out_channels=(32, 64, 64, 64), head_dim=16, cross_attention_dim=24, norm_groups=8
+    ),
+    "pixel": UNetArch(
+        in_channels=192,
+        out_channels=192,
+        block_out_channels=(32, 48),
+        attention_levels=(False, True),
+        layers_per_block=1,
+        head_dim=16,
+        cross_attention_dim=8,
+        norm_groups=4,
+    ),
+    "deep": UNetArch(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 48),
+        attention_levels=(True, False, True),
+        layers_per_block=3,
+        head_dim=8,
+        cross_attention_dim=8,
+        norm_groups=8,
+    ),
+}
+TINY_VAES = {
+    "vae16_shape": VAEArch(block_out_channels=(16, 16, 32, 64), norm_groups=8),
+    "no_quant_no_attention": VAEArch(
+        block_out_channels=(8, 16, 24), layers_per_block=1, latent_channels=4, norm_groups=4, quant_conv=False, mid_attention=False
+    ),
+}
+
+
+def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill all parameters with scaled normals, norms included, so that no term of the network is hidden by a 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return module.train(False)
+
+
+def diffusers_unet(arch: UNetArch) -> UNet2DConditionModel:
+    down = ["CrossAttnDownBlock2D" if on else "DownBlock2D" for on in arch.attention_levels]
+    up = ["CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(arch.attention_levels)]
+    return UNet2DConditionModel(
+        in_channels=arch.in_channels,
+        out_channels=arch.out_channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        block_out_channels=arch.block_out_channels,
+        layers_per_block=arch.layers_per_block,
+        # diffusers calls the number of heads attention_head_dim here (its issue 2011).
+        attention_head_dim=tuple(width // arch.head_dim for width in arch.block_out_channels),
+        cross_attention_dim=arch.cross_attention_dim,
+        norm_num_groups=arch.norm_groups,
+        use_linear_projection=True,
+    )
+
+
+def diffusers_vae(arch: VAEArch) -> AutoencoderKL:
+    levels = len(arch.block_out_channels)
+    return AutoencoderKL(
+        in_channels=arch.in_channels,
+        out_channels=arch.out_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=arch.block_out_channels,
+        layers_per_block=arch.layers_per_block,
+        latent_channels=arch.latent_channels,
+        norm_num_groups=arch.norm_groups,
+        use_quant_conv=arch.quant_conv,
+        use_post_quant_conv=arch.quant_conv,
+        mid_block_add_attention=arch.mid_attention,
+    )
+
+
+def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
+
+
+@torch.inference_mode()
+def check_unet(arch: UNetArch, height: int, width: int, batch: int = 1) -> None:
+    reference = seeded(diffusers_unet(arch))
+    ours = UNet(arch).train(False)
+    ours.load_state_dict(reference.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    latent = torch.randn(batch, arch.in_channels, height, width, generator=generator)
+    context = torch.randn(batch, 77, arch.cross_attention_dim, generator=generator)
+    expected = reference(latent, 354, encoder_hidden_states=context, return_dict=False)[0]
+    assert relative_error(ours(latent, 354, context), expected) <= TOLERANCE
+
+
+@torch.inference_mode()
+def check_vae(arch: VAEArch, height: int, width: int) -> None:
+    reference = seeded(diffusers_vae(arch))
+    ours = VAE(arch).train(False)
+    ours.load_state_dict(reference.state_dict())
+    pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    posterior = reference.encode(pixels).latent_dist
+    mean, log_variance = ours.moments(pixels)
+    assert relative_error(mean, posterior.mode()) <= TOLERANCE
+    assert relative_error(log_variance.clamp(-30, 20), posterior.logvar) <= TOLERANCE
+    assert relative_error(ours.decode(mean), reference.decode(posterior.mode()).sample) <= TOLERANCE
+
+
+@pytest.mark.parametrize("arch", TINY_UNETS.values(), ids=TINY_UNETS.keys())
+@pytest.mark.parametrize("size", [(16, 24), (13, 17), (1, 5)], ids=str)
+def test_tiny_unet_equals_diffusers(arch: UNetArch, size: tuple[int, int]) -> None:
+    check_unet(arch, *size, batch=2)
+
+
+@pytest.mark.parametrize("arch", TINY_VAES.values(), ids=TINY_VAES.keys())
+def test_tiny_vae_equals_diffusers(arch: VAEArch) -> None:
+    check_vae(arch, 48, 72)
+
+
+@pytest.mark.slow
+def test_full_unet16_equals_diffusers_at_an_odd_size() -> None:
+    check_unet(UNetArch(), 65, 65)
+
+
+@pytest.mark.slow
+def test_full_vae16_equals_diffusers() -> None:
+    check_vae(VAEArch(), 256, 320)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(16, 865_979_856), (192, 866_993_792), (4, 865_910_724)])
+def test_unet_parameter_count(channels: int, expected: int) -> None:
+    assert num_parameters(UNet(UNetArch(in_channels=channels, out_channels=channels), device="meta")) == expected
+
+
+def test_vae16_parameter_count() -> None:
+    assert num_parameters(VAE(VAEArch(), device="meta")) == 57_266_643
