@@ -168,7 +168,7 @@ class ModelSpec:
     scale: float = 4.0
     """Default output size over input size."""
     latent_scaling: float = 0.2614
-    """VAE latents times this are what the UNet sees; 1.0 where the front is pixel unshuffle."""
+    """VAE latents times this are what the UNet sees and gives; pixels are not scaled."""
     title: str = ""
     license: str = ""
     source: str = ""
@@ -198,10 +198,26 @@ class ModelSpec:
             if getattr(self, name) == pixel_form and channels != PIXEL_CHANNELS:
                 raise CheckpointError(f"expected {PIXEL_CHANNELS} channels with {name} {pixel_form}, got {channels}")
 
+        if self.c_skip != 0.0 and self.arch.in_channels != self.arch.out_channels:
+            raise CheckpointError(
+                f"expected c_skip 0 where input and output channels differ ({self.arch.in_channels} and"
+                f" {self.arch.out_channels}), got {self.c_skip}"
+            )
+
     @property
     def needs_vae(self) -> bool:
         """Whether a VAE takes part at either end."""
         return "vae16" in (self.front, self.back)
+
+    @property
+    def input_scaling(self) -> float:
+        """What the UNet's input is multiplied by; pixels are not scaled."""
+        return self.latent_scaling if self.front == "vae16" else 1.0
+
+    @property
+    def output_scaling(self) -> float:
+        """What the restored latent is divided by; pixels are not scaled."""
+        return self.latent_scaling if self.back == "vae16" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,34 @@
+"""Stage 4 of 4: latent to pixels. Left neighbour ``step``, right neighbour ``color``."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ShapeError
+from .host import Host
+from .model import GenDRVAE, required_vae
+from .spec import PIXEL_CHANNELS, SPATIAL_FACTOR, Back
+
+
+def decode(latent: Tensor, back: Back, vae: GenDRVAE | None = None, *, host: Host | None = None) -> Tensor:
+    """Return the image of a latent: through the VAE's decoder, or shuffled back to pixels (GenDR-Pix).
+
+    Args:
+        latent: [B, latent_channels, h, w], unscaled, or [B, 192, h, w].
+        back: how the model before gives its output.
+        vae: needed with back ``vae16``, ignored otherwise.
+        host: where networks live.
+
+    Returns:
+        [B, 3, 8h, 8w], nominally in [-1, 1] but not clamped, float32, on the network's device.
+
+    Raises:
+        OptionError: the back needs a VAE and none was given.
+        ShapeError: the latent does not have the channels that the back expects.
+    """
+    if back == "pixel_shuffle8":
+        if latent.shape[1] != PIXEL_CHANNELS:
+            raise ShapeError(f"expected a latent of {PIXEL_CHANNELS} channels, got {latent.shape[1]}: use the matching model")
+        return F.pixel_shuffle(latent, SPATIAL_FACTOR).float()
+    vae = required_vae(vae)
+    device = (host or Host()).residency.acquire(vae.network, 0)
+    return vae.network.decode(latent.to(device, vae.dtype)).float()

@@ -1,0 +1,30 @@
+"""Stage 2 of 4: pixels to latent. Left neighbour ``prepare``, right neighbour ``step``."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .host import Host
+from .model import GenDRVAE, required_vae
+from .spec import SPATIAL_FACTOR, Front
+
+
+def encode(pixels: Tensor, front: Front, vae: GenDRVAE | None = None, *, host: Host | None = None) -> Tensor:
+    """Return the latent of an image: the VAE's posterior mode, or the pixels unshuffled by 8 (GenDR-Pix).
+
+    Args:
+        pixels: [B, 3, H, W] in [-1, 1], float32, sides multiples of 8.
+        front: how the model that follows takes its input.
+        vae: needed with front ``vae16``, ignored otherwise.
+        host: where networks live.
+
+    Returns:
+        [B, latent_channels, H/8, W/8], unscaled, or [B, 192, H/8, W/8]; float32, on the CPU or the network's device.
+
+    Raises:
+        OptionError: the front needs a VAE and none was given.
+    """
+    if front == "pixel_unshuffle8":
+        return F.pixel_unshuffle(pixels, SPATIAL_FACTOR)
+    vae = required_vae(vae)
+    device = (host or Host()).residency.acquire(vae.network, 0)
+    return vae.network.encode(pixels.to(device, vae.dtype)).float()
