@@ -133,6 +133,7 @@ def load_vae(
 
 def _fill(network: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> None:
     """Give a network made on the meta device its weights, for inference only."""
-    converted = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
+    # Copied, so that no parameter stays mapped from the file: it can then be moved or replaced while the model lives.
+    converted = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in state.items()}
     network.load_state_dict(converted, assign=True)
     network.requires_grad_(False).train(False)
