@@ -1,0 +1,151 @@
+"""First stage: any image becomes RGB pixels of the final size, padded for the networks; the layout is put back last.
+
+Role: ``pipeline`` calls ``prepare`` before ``encode`` and ``restore_layout`` after ``color``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import PAD_MULTIPLE, Extent, Padding, padding_to_multiple
+from .tensors import check_image, luma, reflect_pad, to_image, to_pixels
+
+MIN_ALPHA = 0.5 / 255.0
+"""Alpha below this is 0 in 8 bits: the colour there is unseen and may be anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the later stages need of one batch. All tensors float32, on the device of the image."""
+
+    pixels: Tensor
+    """[B, 3, Hp, Wp] in -1 to 1: ``reference`` padded by reflection to multiples of 64."""
+    reference: Tensor
+    """[B, 3, H, W] in -1 to 1: the input resized to the final size, the colours to be kept."""
+    alpha: Tensor | None
+    """[B, 1, H, W] in 0 to 1, or None where the image has no alpha."""
+    channels: int
+    """Channels of the image that came in: 1, 3 or 4."""
+    extent: Extent
+    """Final size."""
+    padding: Padding
+    """What ``pixels`` has around ``extent``."""
+
+
+def _resize(planes: Tensor, extent: Extent, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """Return ``planes`` [B, C, H, W] at ``extent``, antialiased; bicubic (a = -0.5) may overshoot 0 to 1."""
+    size = (extent.height, extent.width)
+    if tuple(planes.shape[2:]) == size:
+        return planes
+    return F.interpolate(planes, size, mode=mode, align_corners=False, antialias=True)
+
+
+def _fill_unknown(color: Tensor, known: Tensor) -> Tensor:
+    """Return ``color`` where ``known`` is 1 and a smooth continuation of the nearest known colour elsewhere.
+
+    Push-pull: each coarser level holds the known mean of 2x2, down to 1x1; going back up, what a level does not
+    know is taken from the level below it. Black where nothing is known.   (Gortler et al., The Lumigraph, 1996)
+
+    Args:
+        color: [B, 3, H, W]; ignored where ``known`` is 0.
+        known: [B, 1, H, W], weights in 0 to 1.
+    """
+    if max(color.shape[2:]) == 1:
+        return color * known
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    total = F.avg_pool2d(color * known, 2, ceil_mode=True)
+    mean = torch.where(share > 0.0, total / share, 0.0)
+    # One known pixel of four is enough to speak for its cell.
+    coarse = _fill_unknown(mean, (share * 4.0).clamp(max=1.0))
+    behind = F.interpolate(coarse, (color.shape[2], color.shape[3]), mode="bilinear", align_corners=False)
+    return torch.where(known > 0.0, color * known, 0.0) + behind * (1.0 - known)
+
+
+def _resize_translucent(rgb: Tensor, alpha: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
+    """Return colour and alpha at ``extent``, such that colour under alpha 0 has no say in either.
+
+    c = resize(a c) / resize(a), filled where the resized alpha is below ``MIN_ALPHA`` (Porter and Duff 1984:
+    filters work on premultiplied colour). Past an edge the bicubic weights cancel and the quotient runs wild; there
+    the bilinear quotient, a mean of nearby colours, takes over by how much less alpha bicubic finds than bilinear.
+
+    Args:
+        rgb: [B, 3, h, w] in 0 to 1, straight (not premultiplied).
+        alpha: [B, 1, h, w] in 0 to 1.
+        extent: final size.
+    """
+    if tuple(rgb.shape[2:]) == (extent.height, extent.width):
+        # Dividing what was just multiplied would only lose bits.
+        return _fill_unknown(rgb, (alpha >= MIN_ALPHA).to(rgb.dtype)), alpha
+    premultiplied = rgb * alpha
+    sharp_alpha, soft_alpha = _resize(alpha, extent), _resize(alpha, extent, "bilinear")
+    divisor = soft_alpha.clamp(min=MIN_ALPHA)
+    # Nothing is clamped before the division: colour and alpha overshoot alike, and the quotient is right.
+    sharp = (_resize(premultiplied, extent) / sharp_alpha.clamp(min=MIN_ALPHA)).clamp(0.0, 1.0)
+    soft = (_resize(premultiplied, extent, "bilinear") / divisor).clamp(0.0, 1.0)
+    trust = (2.0 * sharp_alpha / divisor - 1.0).clamp(0.0, 1.0)
+    known = (soft_alpha >= MIN_ALPHA).to(rgb.dtype)
+    return _fill_unknown(torch.lerp(soft, sharp, trust), known), sharp_alpha.clamp(0.0, 1.0)
+
+
+def _resize_rgba(planes: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
+    """Return (colour [B, 3, H, W], alpha [B, 1, H, W]) at ``extent``; opaque images take the plain RGB path."""
+    results: list[tuple[Tensor, Tensor]] = []
+    for frame in planes:
+        rgb, alpha = frame[None, :3].contiguous(), frame[None, 3:].contiguous()
+        if bool((alpha == 1.0).all()):
+            results.append((_resize(rgb, extent).clamp(0.0, 1.0), alpha.new_ones(1, 1, extent.height, extent.width)))
+        else:
+            results.append(_resize_translucent(rgb, alpha, extent))
+    colors, alphas = zip(*results, strict=True)
+    return torch.cat(colors), torch.cat(alphas)
+
+
+def prepare(image: Tensor, extent: Extent) -> Prepared:
+    """Return ``image`` at its final size as padded pixels, with what is needed to finish it.
+
+    Resizing is antialiased bicubic in float32 and is left out where the size is already right. Gray becomes RGB;
+    alpha is resized by itself, and the networks see a smooth continuation of the visible colours under alpha 0.
+
+    Args:
+        image: [B, H, W, C] with C of 1, 3 or 4; values are clamped to 0 to 1.
+        extent: final size.
+
+    Raises:
+        ImageError: ``image`` fails ``tensors.check_image``.
+    """
+    check_image(image)
+    channels = image.shape[3]
+    # Contiguous, because kernels for other memory orders may differ in the last bit.
+    planes = image.permute(0, 3, 1, 2).to(torch.float32).clamp(0.0, 1.0).contiguous()
+    if channels == 4:
+        color, alpha = _resize_rgba(planes, extent)
+    else:
+        color, alpha = _resize(planes, extent).clamp(0.0, 1.0), None
+    reference = to_pixels(color.permute(0, 2, 3, 1))
+    padding = padding_to_multiple(extent, PAD_MULTIPLE)
+    return Prepared(
+        pixels=reflect_pad(reference, padding),
+        reference=reference,
+        alpha=alpha,
+        channels=channels,
+        extent=extent,
+        padding=padding,
+    )
+
+
+def restore_layout(pixels: Tensor, prepared: Prepared) -> Tensor:
+    """Return the finished image [B, H, W, C] in 0 to 1, float32, CPU, with as many channels as came in.
+
+    Gray is the BT.601 luma of the restored RGB; alpha is the resized alpha of the input.
+
+    Args:
+        pixels: [B, 3, H, W] at ``prepared.extent``, padding already cropped; clamped here to -1 to 1.
+        prepared: what ``prepare`` returned for this batch.
+    """
+    image = to_image(luma(pixels) if prepared.channels == 1 else pixels)
+    if prepared.alpha is None:
+        return image
+    return torch.cat([image, prepared.alpha.to("cpu").permute(0, 2, 3, 1)], dim=3)

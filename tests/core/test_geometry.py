@@ -1,0 +1,68 @@
+"""Sizes and paddings: exact tables for rounding, properties for everything else."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gendr_core.config import RestoreOptions
+from gendr_core.errors import OptionError
+from gendr_core.geometry import MAX_EDGE, PAD_MULTIPLE, Extent, Padding, output_extent, padding_to_multiple
+
+edges = st.integers(1, 4096)
+extents = st.builds(Extent, edges, edges)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        (Extent(7, 13), RestoreOptions(), Extent(28, 52)),
+        (Extent(513, 1021), RestoreOptions(scale=1.5), Extent(770, 1532)),  # 769.5 and 1531.5: halves go up
+        (Extent(5, 15), RestoreOptions(scale=1.1), Extent(6, 17)),  # 5.5 and 16.5, which floats may miss
+        (Extent(1, 1), RestoreOptions(scale=0.25), Extent(1, 1)),
+        (Extent(3, 1000), RestoreOptions(longest_edge=10), Extent(1, 10)),  # 0.03 of a pixel is a pixel
+        (Extent(480, 640), RestoreOptions(longest_edge=1920), Extent(1440, 1920)),
+        (Extent(480, 640), RestoreOptions(shortest_edge=1080), Extent(1080, 1440)),
+        (Extent(640, 480), RestoreOptions(shortest_edge=480), Extent(640, 480)),
+    ],
+)
+def test_output_extent_table(source: Extent, options: RestoreOptions, expected: Extent) -> None:
+    assert output_extent(source, options, default_scale=4.0) == expected
+
+
+@settings(deadline=None)
+@given(extents, st.integers(1, MAX_EDGE))
+def test_longest_edge_comes_out_exactly(source: Extent, edge: int) -> None:
+    output = output_extent(source, RestoreOptions(longest_edge=edge), default_scale=4.0)
+    assert max(output.height, output.width) == edge
+    assert min(output.height, output.width) >= 1
+    assert (output.height >= output.width) == (source.height >= source.width) or output.height == output.width
+
+
+@settings(deadline=None)
+@given(extents, st.floats(0.25, 8.0))
+def test_scaled_edges_are_within_half_a_pixel(source: Extent, scale: float) -> None:
+    output = output_extent(source, RestoreOptions(scale=scale), default_scale=4.0)
+    for before, after in ((source.height, output.height), (source.width, output.width)):
+        assert abs(after - before * scale) <= 0.5 + 1e-9 or after == 1
+
+
+def test_output_beyond_the_cap_is_refused_with_numbers() -> None:
+    with pytest.raises(OptionError, match=r"32768.*48000x4 from an input of 12000x1 at 4 times"):
+        output_extent(Extent(1, 12000), RestoreOptions(), default_scale=4.0)
+    assert output_extent(Extent(1, MAX_EDGE // 4), RestoreOptions(), default_scale=4.0).width == MAX_EDGE
+
+
+@settings(deadline=None)
+@given(extents, st.integers(1, 128))
+def test_padding_is_the_least_and_even(extent: Extent, multiple: int) -> None:
+    padding = padding_to_multiple(extent, multiple)
+    padded = padding.around(extent)
+    assert padded.height % multiple == padded.width % multiple == 0
+    assert padded.height - extent.height < multiple
+    assert padded.width - extent.width < multiple
+    assert padding.right - padding.left in (0, 1)
+    assert padding.bottom - padding.top in (0, 1)
+
+
+def test_odd_padding_goes_right_and_down() -> None:
+    assert padding_to_multiple(Extent(1, 63), PAD_MULTIPLE) == Padding(left=0, right=1, top=31, bottom=32)
