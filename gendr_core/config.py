@@ -43,7 +43,9 @@ class RestoreOptions:
         }
         given = [name for name, value in rules.items() if value is not None]
         if len(given) > 1:
-            raise OptionError(f"expected at most one of {', '.join(rules)}, got {' and '.join(given)}: drop all but one")
+            raise OptionError(
+                f"expected at most one of {', '.join(rules)}, got {' and '.join(given)}: drop all but one"
+            )
         if self.scale is not None and not MIN_SCALE <= self.scale <= MAX_SCALE:
             raise OptionError(f"expected scale from {MIN_SCALE} to {MAX_SCALE}, got {self.scale}")
         for name in ("longest_edge", "shortest_edge"):

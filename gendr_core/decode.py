@@ -27,7 +27,9 @@ def decode(latent: Tensor, back: Back, vae: GenDRVAE | None = None, *, host: Hos
     """
     if back == "pixel_shuffle8":
         if latent.shape[1] != PIXEL_CHANNELS:
-            raise ShapeError(f"expected a latent of {PIXEL_CHANNELS} channels, got {latent.shape[1]}: use the matching model")
+            raise ShapeError(
+                f"expected a latent of {PIXEL_CHANNELS} channels, got {latent.shape[1]}: use the matching model"
+            )
         return F.pixel_shuffle(latent, SPATIAL_FACTOR).float()
     vae = required_vae(vae)
     device = (host or Host()).residency.acquire(vae.network, 0)

@@ -70,7 +70,9 @@ def resolve_weights(name: str | Path) -> Path:
     bundled = bundled_weights()
     if str(name) in bundled:
         return bundled[str(name)]
-    raise CheckpointError(f"expected a weight file, found none at {path}: give a path or one of {', '.join(bundled) or 'none bundled'}")
+    raise CheckpointError(
+        f"expected a weight file, found none at {path}: give a path or one of {', '.join(bundled) or 'none bundled'}"
+    )
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:

@@ -113,7 +113,9 @@ class UNetArch:
         attended = [w for w, on in zip(self.block_out_channels, self.attention_levels, strict=True) if on]
         for width in [*attended, self.block_out_channels[-1]]:
             if width % self.head_dim:
-                raise CheckpointError(f"expected UNet widths with attention to divide by head_dim {self.head_dim}, got {width}")
+                raise CheckpointError(
+                    f"expected UNet widths with attention to divide by head_dim {self.head_dim}, got {width}"
+                )
 
     @property
     def num_levels(self) -> int:
@@ -184,7 +186,9 @@ class ModelSpec:
             raise CheckpointError(f"expected timestep from 0 to {NUM_TRAIN_TIMESTEPS - 1}, got {self.timestep}")
         for name, allowed in (("prediction", Prediction), ("front", Front), ("back", Back)):
             if getattr(self, name) not in get_args(allowed):
-                raise CheckpointError(f"expected {name} to be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
+                raise CheckpointError(
+                    f"expected {name} to be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}"
+                )
         for name in ("c_skip", "c_out", "guidance", "scale", "latent_scaling"):
             if not math.isfinite(getattr(self, name)):
                 raise CheckpointError(f"expected a finite {name}, got {getattr(self, name)}")

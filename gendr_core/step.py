@@ -49,7 +49,9 @@ def _predict(latent: Tensor, unet: GenDRUNet, weight: float) -> Tensor:
     if weight == 1.0:
         return unet.network(latent, unet.spec.timestep, positive)
     if unet.negative is None:
-        raise OptionError(f"expected a model with a negative prompt for guidance {weight}, got one without: set guidance to 1")
+        raise OptionError(
+            f"expected a model with a negative prompt for guidance {weight}, got one without: set guidance to 1"
+        )
     negative = unet.negative.to(latent).expand(batch, -1, -1)
     both = unet.network(latent.repeat(2, 1, 1, 1), unet.spec.timestep, torch.cat([negative, positive]))
     unguided, guided = both.chunk(2)

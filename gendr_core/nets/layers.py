@@ -46,7 +46,9 @@ class Factory:
         self._device = device
         self._dtype = dtype
 
-    def conv(self, channels_in: int, channels_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    def conv(
+        self, channels_in: int, channels_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 0
+    ) -> nn.Conv2d:
         """Return a square convolution with bias."""
         return self._operations.Conv2d(
             channels_in, channels_out, kernel, stride=stride, padding=padding, device=self._device, dtype=self._dtype
@@ -69,7 +71,14 @@ class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions around an identity or 1x1 shortcut, with an optional time bias between them."""
 
     def __init__(
-        self, make: Factory, channels_in: int, channels_out: int, *, groups: int, eps: float, time_channels: int | None = None
+        self,
+        make: Factory,
+        channels_in: int,
+        channels_out: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
     ) -> None:
         """Build the block; ``time_channels`` None leaves the time bias out, as in the VAE."""
         super().__init__()
@@ -133,7 +142,9 @@ class FeedForward(nn.Module):
     def __init__(self, make: Factory, channels: int) -> None:
         """Build both layers with SD's hidden width of four times the channels."""
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(make, channels, 4 * channels), nn.Identity(), make.linear(4 * channels, channels)])
+        self.net = nn.ModuleList(
+            [GEGLU(make, channels, 4 * channels), nn.Identity(), make.linear(4 * channels, channels)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, N, C] from ``x`` [B, N, C]."""

@@ -48,7 +48,9 @@ class TimeEmbedding(nn.Module):
 class Stage(nn.Module):
     """The resnets of one level, each followed by a transformer where the level has attention."""
 
-    def __init__(self, make: Factory, arch: UNetArch, channels_in: Sequence[int], channels: int, *, attention: bool) -> None:
+    def __init__(
+        self, make: Factory, arch: UNetArch, channels_in: Sequence[int], channels: int, *, attention: bool
+    ) -> None:
         """Build one resnet per entry of ``channels_in``; all give ``channels``."""
         super().__init__()
         self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in channels_in)
@@ -85,7 +87,9 @@ class DownStage(Stage):
 class UpStage(Stage):
     """One level on the way up; each resnet takes one skip, the last one of the list first."""
 
-    def __init__(self, make: Factory, arch: UNetArch, channels_in: int, skip_channels: Sequence[int], level: int) -> None:
+    def __init__(
+        self, make: Factory, arch: UNetArch, channels_in: int, skip_channels: Sequence[int], level: int
+    ) -> None:
         """Build level ``level`` (0 is the finest); ``skip_channels`` in the order in which they are taken."""
         channels = arch.block_out_channels[level]
         befores = [channels_in] + [channels] * (len(skip_channels) - 1)
@@ -170,7 +174,10 @@ class UNet(nn.Module):
             ShapeError: the latent or the context does not have the channels that the weights expect.
         """
         if latent.shape[1] != self.arch.in_channels:
-            raise ShapeError(f"expected a latent of {self.arch.in_channels} channels, got {latent.shape[1]}: use the matching encoder")
+            raise ShapeError(
+                f"expected a latent of {self.arch.in_channels} channels, got {latent.shape[1]}:"
+                " encode with the model's own front"
+            )
         if context.shape[2] != self.arch.cross_attention_dim:
             raise ShapeError(f"expected a prompt of width {self.arch.cross_attention_dim}, got {context.shape[2]}")
         steps = torch.as_tensor(timestep, device=latent.device).reshape(-1)

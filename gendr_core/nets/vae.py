@@ -1,7 +1,7 @@
 """The KL VAE of any width: pixels to latents and back, 2^(levels - 1) pixels per latent cell.
 
-Role: used by ``encode`` and ``decode``. Parameter names are those of diffusers' AutoencoderKL, so its files load as they
-are. Latents are unscaled here; ``step`` applies the scaling factor.
+Role: used by ``encode`` and ``decode``. Parameter names are those of diffusers' AutoencoderKL, so its files load as
+they are. Latents are unscaled here; ``step`` applies the scaling factor.
 """
 
 import torch
@@ -43,7 +43,9 @@ class Middle(nn.Module):
         super().__init__()
         channels = arch.block_out_channels[-1]
         self.resnets = nn.ModuleList(_resnet(make, arch, channels, channels) for _ in range(2))
-        self.attentions = nn.ModuleList([MidAttention(make, channels, arch.norm_groups)]) if arch.mid_attention else None
+        self.attentions = (
+            nn.ModuleList([MidAttention(make, channels, arch.norm_groups)]) if arch.mid_attention else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C, H, W] from the same shape."""

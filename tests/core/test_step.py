@@ -62,5 +62,5 @@ def test_wrong_channels(latent_unet: GenDRUNet) -> None:
 
 
 def test_guidance_without_negative_prompt() -> None:
-    with pytest.raises(OptionError, match="negative prompt for guidance 1.5"):
+    with pytest.raises(OptionError, match=r"negative prompt for guidance 1\.5"):
         one_step(latent_of(), tiny_unet(), guidance=1.5)

@@ -2,19 +2,24 @@
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from networks import seeded
 from torch import nn
 
 from gendr_core.nets import VAE, UNet
-from gendr_core.spec import UNetArch, VAEArch
+from gendr_core.reference import diffusers_unet, diffusers_vae
+from gendr_core.spec import UNetArch, VAEArch, VAESpec
 
 TOLERANCE = 1e-5
 """Bound on max |difference| / max |reference| in fp32."""
 
 TINY_UNETS = {
     "sd21_shape": UNetArch(
-        in_channels=16, out_channels=16, block_out_channels=(32, 64, 64, 64), head_dim=16, cross_attention_dim=24, norm_groups=8
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(32, 64, 64, 64),
+        head_dim=16,
+        cross_attention_dim=24,
+        norm_groups=8,
     ),
     "pixel": UNetArch(
         in_channels=192,
@@ -40,54 +45,14 @@ TINY_UNETS = {
 TINY_VAES = {
     "vae16_shape": VAEArch(block_out_channels=(16, 16, 32, 64), norm_groups=8),
     "no_quant_no_attention": VAEArch(
-        block_out_channels=(8, 16, 24), layers_per_block=1, latent_channels=4, norm_groups=4, quant_conv=False, mid_attention=False
+        block_out_channels=(8, 8, 16, 24),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_groups=4,
+        quant_conv=False,
+        mid_attention=False,
     ),
 }
-
-
-def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill all parameters with scaled normals, norms included, so that no term of the network is hidden by a 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return module.train(False)
-
-
-def diffusers_unet(arch: UNetArch) -> UNet2DConditionModel:
-    down = ["CrossAttnDownBlock2D" if on else "DownBlock2D" for on in arch.attention_levels]
-    up = ["CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(arch.attention_levels)]
-    return UNet2DConditionModel(
-        in_channels=arch.in_channels,
-        out_channels=arch.out_channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        block_out_channels=arch.block_out_channels,
-        layers_per_block=arch.layers_per_block,
-        # diffusers calls the number of heads attention_head_dim here (its issue 2011).
-        attention_head_dim=tuple(width // arch.head_dim for width in arch.block_out_channels),
-        cross_attention_dim=arch.cross_attention_dim,
-        norm_num_groups=arch.norm_groups,
-        use_linear_projection=True,
-    )
-
-
-def diffusers_vae(arch: VAEArch) -> AutoencoderKL:
-    levels = len(arch.block_out_channels)
-    return AutoencoderKL(
-        in_channels=arch.in_channels,
-        out_channels=arch.out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=arch.block_out_channels,
-        layers_per_block=arch.layers_per_block,
-        latent_channels=arch.latent_channels,
-        norm_num_groups=arch.norm_groups,
-        use_quant_conv=arch.quant_conv,
-        use_post_quant_conv=arch.quant_conv,
-        mid_block_add_attention=arch.mid_attention,
-    )
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -96,7 +61,7 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def check_unet(arch: UNetArch, height: int, width: int, batch: int = 1) -> None:
-    reference = seeded(diffusers_unet(arch))
+    reference = seeded(diffusers_unet(arch).to_empty(device="cpu"), seed=0)
     ours = UNet(arch).train(False)
     ours.load_state_dict(reference.state_dict())
     generator = torch.Generator().manual_seed(1)
@@ -108,7 +73,7 @@ def check_unet(arch: UNetArch, height: int, width: int, batch: int = 1) -> None:
 
 @torch.inference_mode()
 def check_vae(arch: VAEArch, height: int, width: int) -> None:
-    reference = seeded(diffusers_vae(arch))
+    reference = seeded(diffusers_vae(VAESpec(arch=arch)).to_empty(device="cpu"), seed=0)
     ours = VAE(arch).train(False)
     ours.load_state_dict(reference.state_dict())
     pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
