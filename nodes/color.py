@@ -1,0 +1,59 @@
+"""Colour matching by itself, for images from any source.
+
+Role: after ``latent.Decode``, with the reference from ``latent.Encode``; ``restore`` does the same inside.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..gendr_core.color import match_color
+from ..gendr_core.config import ColorMethod
+from ..gendr_core.geometry import Extent
+from ..gendr_core.prepare import prepare, restore_layout
+from .frames import each_frame
+from .host import host_for
+from .sockets import color_input, image_input, node_schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MatchColor(io.ComfyNode):
+    """GenDR Match Color."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the schema."""
+        return node_schema(
+            "GenDR_MatchColor",
+            "GenDR Match Color",
+            "Gives an image the colours of another one that shows the same. The reference is resized to the image.",
+            inputs=[
+                image_input("Image whose colours change. Its alpha stays."),
+                io.Image.Input(
+                    "reference", tooltip="Image whose colours are taken; any size. One can serve a whole batch."
+                ),
+                color_input(
+                    "wavelet: coarse colours of the reference under the image's own detail; adain: mean and contrast"
+                    " per channel; lab: distribution in CIELAB; ycbcr: the reference's chroma; none: the image as is."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The image in the colours of the reference, same size.")
+            ],
+            search_aliases=["color fix", "colour match", "color transfer"],
+        )
+
+    @classmethod
+    def execute(cls, image: "Tensor", reference: "Tensor", color: ColorMethod) -> io.NodeOutput:
+        """Match every image of the batch with its reference."""
+        return io.NodeOutput(each_frame(partial(_match_frame, method=color), host_for(), image, reference))
+
+
+def _match_frame(image: "Tensor", reference: "Tensor", method: ColorMethod) -> "Tensor":
+    """Return ``image`` [1, H, W, C] in the colours of ``reference`` [1, any, any, any]."""
+    extent = Extent(height=image.shape[1], width=image.shape[2])
+    own, wanted = prepare(image, extent), prepare(reference, extent)
+    return restore_layout(match_color(own.reference, wanted.reference, method), own)

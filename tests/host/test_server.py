@@ -1,0 +1,171 @@
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comfy_server import PACK_FOLDER, Graph, Server, node
+from pack import ROOT
+from PIL import Image
+from weights import LATENT, PIXEL, TINY_VAE, WRONG_UNETS
+
+from gendr_core.config import RestoreOptions
+from gendr_core.image_io import read_image
+from gendr_core.model import load_unet, load_vae
+from gendr_core.pipeline import restore
+
+pytestmark = pytest.mark.host
+
+SIZE: dict[str, Any] = {"size": "by factor", "factor": 2.0, "edge": 64}
+
+
+def picture(server: Server, width: int, height: int) -> Path:
+    path = server.base / "input" / f"{width}x{height}.png"
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def restoring(image: str, unet: str, name: str, **changes: Any) -> Graph:
+    widgets = {**SIZE, "color": "wavelet", "guidance": 0.0, **changes}
+    graph = {
+        "image": node("LoadImage", image=image),
+        "unet": node("GenDR_LoadUNet", unet=unet),
+        "restore": node("GenDR_Restore", image=["image", 0], model=["unet", 0], **widgets),
+        "save": node("ProbeSave", image=["restore", 0], name=name),
+    }
+    if unet == LATENT:
+        graph["vae"] = node("GenDR_LoadVAE16", vae_file=TINY_VAE)
+        graph["restore"]["inputs"]["vae"] = ["vae", 0]
+    return graph
+
+
+def test_every_node_is_listed_with_its_help_page(server: Server) -> None:
+    ours = {name: info for name, info in server.get("/object_info").items() if name.startswith("GenDR_")}
+    assert len(ours) == 7
+    assert all(info["python_module"] == "custom_nodes.ComfyUI-GenDR" for info in ours.values())
+    assert PIXEL in ours["GenDR_LoadUNet"]["input"]["required"]["unet"][1]["options"]
+
+
+@pytest.mark.parametrize("unet", [PIXEL, LATENT])
+@pytest.mark.parametrize(("width", "height", "factor"), [(1, 1, 4.0), (13, 7, 3.0), (1021, 513, 0.4)])
+def test_the_server_gives_the_same_floats_as_python(
+    server: Server, unet: str, width: int, height: int, factor: float
+) -> None:
+    path, models = picture(server, width, height), server.base / "models"
+    server.run(restoring(path.name, unet, "restored", factor=factor))
+    vae = load_vae(models / "vae" / TINY_VAE) if unet == LATENT else None
+    model = load_unet(models / "diffusion_models" / unet)
+    expected = restore(read_image(path).image, model, vae, RestoreOptions(scale=factor)).numpy()
+    assert expected.shape == (1, round(height * factor), round(width * factor), 3)
+    np.testing.assert_array_equal(server.floats("restored"), expected)
+
+
+def test_core_saves_what_was_restored(server: Server) -> None:
+    graph = restoring(picture(server, 16, 16).name, PIXEL, "restored")
+    graph["png"] = node("SaveImage", images=["restore", 0], filename_prefix="restored")
+    saved = server.run(graph)["png"]["images"][0]["filename"]
+    with Image.open(server.base / "output" / saved) as image:
+        # Core's SaveImage cuts off what is left of 255 * x.
+        np.testing.assert_array_equal(np.asarray(image), (server.floats("restored")[0] * 255).astype(np.uint8))
+
+
+def test_the_parts_and_cores_vae_nodes_join(server: Server) -> None:
+    image = picture(server, 16, 24).name
+    graph = restoring(image, LATENT, "whole", color="none")
+    model, vae = ["unet", 0], ["vae", 0]
+    graph["encode"] = node("GenDR_Encode", image=["image", 0], model=model, vae=vae, **SIZE)
+    graph["step"] = node("GenDR_OneStep", latent=["encode", 0], model=model, guidance=0.0)
+    graph["decode"] = node("GenDR_Decode", latent=["step", 0], model=model, vae=vae)
+    graph["match"] = node("GenDR_MatchColor", image=["decode", 0], reference=["encode", 1], color="wavelet")
+    graph["parts"] = node("ProbeSave", image=["decode", 0], name="parts")
+    graph["matched"] = node("ProbeSave", image=["match", 0], name="matched")
+    graph["core_encode"] = node("VAEEncode", pixels=["image", 0], vae=vae)
+    graph["core_step"] = node("GenDR_OneStep", latent=["core_encode", 0], model=model, guidance=0.0)
+    graph["core_decode"] = node("VAEDecode", samples=["core_step", 0], vae=vae)
+    graph["core"] = node("ProbeSave", image=["core_decode", 0], name="core")
+    graph["restore"]["inputs"]["color"] = "none"
+    server.run(graph)
+    np.testing.assert_array_equal(server.floats("parts"), server.floats("whole"))
+    assert server.floats("matched").shape == (1, 48, 32, 3)
+    assert server.floats("core").shape == (1, 24, 16, 3)
+
+
+@pytest.mark.parametrize(("name", "words"), WRONG_UNETS.items())
+def test_a_wrong_file_is_a_readable_node_error(server: Server, name: str, words: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"GenDR_LoadUNet: {name}\.safetensors: .*{words}"):
+        server.run(restoring(picture(server, 8, 8).name, f"{name}.safetensors", "never"))
+
+
+def test_a_unet_in_the_vae_folder_is_named(server: Server) -> None:
+    graph = restoring(picture(server, 8, 8).name, LATENT, "never")
+    graph["vae"]["inputs"]["vae_file"] = "unet.safetensors"
+    with pytest.raises(RuntimeError, match=r"GenDR_LoadVAE16: unet\.safetensors: expected kind 'vae16', got 'unet'"):
+        server.run(graph)
+
+
+def test_a_missing_vae_is_named(server: Server) -> None:
+    graph = restoring(picture(server, 8, 8).name, LATENT, "never")
+    del graph["restore"]["inputs"]["vae"]
+    with pytest.raises(RuntimeError, match=r"GenDR_Restore: .*expected a VAE"):
+        server.run(graph)
+
+
+def test_cancel_stops_between_stages_and_the_next_run_works(server: Server) -> None:
+    graph = restoring(picture(server, 32, 32).name, PIXEL, "cancelled", factor=8.0)
+    graph["batch"] = node("RepeatImageBatch", image=["image", 0], amount=200)
+    graph["restore"]["inputs"]["image"] = ["batch", 0]
+    log_start = server.log.stat().st_size
+    prompt_id = server.queue(graph)
+    while "Requested to load UNet" not in server.log.read_text(encoding="utf-8")[log_start:]:
+        time.sleep(0.05)
+    server.post("/interrupt", {})
+    events = [event for event, _ in server.finished(prompt_id)["status"]["messages"]]
+    assert events[-1] == "execution_interrupted"
+    assert not (server.base / "output" / "cancelled.npy").exists()
+    server.run(restoring(picture(server, 8, 8).name, PIXEL, "after"))
+
+
+def test_free_and_the_next_graph_let_models_go(server: Server) -> None:
+    server.run(restoring(picture(server, 9, 9).name, LATENT, "restored"))
+    assert sorted(server.get("/probe")["loaded"]) == ["UNet", "VAE"]
+    server.run(
+        {"image": node("LoadImage", image="9x9.png"), "save": node("ProbeSave", image=["image", 0], name="plain")}
+    )
+    assert server.get("/probe") == {"alive": [], "loaded": []}
+    server.run(restoring("9x9.png", PIXEL, "restored", factor=1.5))
+    assert server.get("/probe")["alive"] == ["UNet"]
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    deadline = time.monotonic() + 10
+    while server.get("/probe")["alive"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.get("/probe") == {"alive": [], "loaded": []}
+
+
+def test_the_example_workflow_is_a_template_and_runs(server: Server) -> None:
+    path = ROOT / "example_workflows" / "Restore one photo with GenDR.json"
+    assert path.stem in server.get("/workflow_templates")[PACK_FOLDER]
+    graph = as_prompt(server, json.loads(path.read_text(encoding="utf-8")))
+    # The picture that a fresh ComfyUI has, small enough for a test.
+    Image.new("RGB", (24, 24), "teal").save(server.base / "input" / "example.png")
+    (saved,) = [output["images"][0]["filename"] for output in server.run(graph).values() if "images" in output]
+    with Image.open(server.base / "output" / saved) as image:
+        assert image.size == (48, 48)
+
+
+def as_prompt(server: Server, workflow: dict[str, Any]) -> Graph:
+    """Return what the frontend would queue: links by source, widgets by the order of the host's own description."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    described = server.get("/object_info")
+    graph: Graph = {}
+    for entry in workflow["nodes"]:
+        if entry["type"] not in described:
+            continue  # Notes live in the frontend alone.
+        info = described[entry["type"]]["input"]
+        sockets = {part["name"]: part["link"] for part in entry["inputs"]}
+        widgets = [name for name in (*info["required"], *info.get("optional", ())) if name not in sockets]
+        inputs = dict(zip(widgets, entry["widgets_values"], strict=False))
+        inputs |= {name: sources[link] for name, link in sockets.items() if link is not None}
+        graph[str(entry["id"])] = node(entry["type"], **inputs)
+    return graph

@@ -1,0 +1,89 @@
+from types import SimpleNamespace
+from typing import Any
+
+import comfy_stub
+import pytest
+import torch
+from pack import Pack
+from weights import LATENT, PIXEL
+
+
+def image_of(height: int, width: int, channels: int = 3, batch: int = 1) -> torch.Tensor:
+    return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(5))
+
+
+def run(pack: Pack, node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    with torch.inference_mode():
+        return pack.nodes[node_id].execute(**inputs).args
+
+
+SIZE = {"size": "by factor", "factor": 2.0, "edge": 1}
+
+
+@pytest.fixture
+def model(pack: Pack) -> Any:
+    return run(pack, "GenDR_LoadUNet", unet=PIXEL)[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_restore_gives_the_size_and_layout_it_promises(pack: Pack, model: Any, channels: int) -> None:
+    image = image_of(7, 13, channels, batch=2)
+    (restored,) = run(pack, "GenDR_Restore", image=image, model=model, color="wavelet", guidance=0.0, **SIZE)
+    assert (restored.shape, restored.dtype, restored.device.type) == ((2, 14, 26, channels), torch.float32, "cpu")
+    assert pack.record.loaded == ["UNet", "UNet"]
+    assert pack.record.progress[-1] == (6, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_parts_in_a_row_equal_the_whole(pack: Pack, model: Any, channels: int) -> None:
+    image = image_of(9, 5, channels, batch=3)
+    latent, reference = run(pack, "GenDR_Encode", image=image, model=model, **SIZE)
+    (latent,) = run(pack, "GenDR_OneStep", latent=latent, model=model, guidance=0.0)
+    (parts,) = run(pack, "GenDR_Decode", latent=latent, model=model)
+    (whole,) = run(pack, "GenDR_Restore", image=image, model=model, color="none", guidance=0.0, **SIZE)
+    assert torch.equal(parts, whole)
+    assert reference.shape == (3, 18, 10, 3)
+
+
+def test_a_latent_from_elsewhere_is_decoded_whole(pack: Pack, model: Any) -> None:
+    (image,) = run(pack, "GenDR_Decode", latent={"samples": torch.zeros(1, 192, 2, 3)}, model=model)
+    assert image.shape == (1, 16, 24, 3)
+
+
+def test_a_resized_latent_and_a_picked_alpha_are_refused(pack: Pack, model: Any) -> None:
+    latent, _ = run(pack, "GenDR_Encode", image=image_of(8, 8, 4, batch=2), model=model, **SIZE)
+    with pytest.raises(ValueError, match="resize the image, not the latent"):
+        run(pack, "GenDR_Decode", latent={**latent, "samples": torch.zeros(2, 192, 16, 16)}, model=model)
+    with pytest.raises(ValueError, match="expected 2 latents"):
+        run(pack, "GenDR_Decode", latent={**latent, "samples": latent["samples"][:1]}, model=model)
+
+
+def test_one_reference_serves_a_batch_and_is_resized(pack: Pack) -> None:
+    image, reference = image_of(12, 16, batch=2), torch.full((1, 3, 4, 3), 0.25)
+    (matched,) = run(pack, "GenDR_MatchColor", image=image, reference=reference, color="adain")
+    assert matched.shape == image.shape
+    assert torch.allclose(matched.mean(dim=(1, 2)), torch.full((2, 3), 0.25), atol=0.01)
+
+
+def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
+    (model,) = run(pack, "GenDR_LoadUNet", unet=LATENT)
+    inputs = {"image": image_of(8, 8), "model": model, "color": "none", "guidance": 0.0, **SIZE}
+    with pytest.raises(ValueError, match="expected a VAE, got none"):
+        run(pack, "GenDR_Restore", **inputs)
+    foreign = SimpleNamespace(latent_channels=4, patcher=None)
+    with pytest.raises(ValueError, match="Load GenDR VAE16, got another one"):
+        run(pack, "GenDR_Restore", vae=foreign, **inputs)
+
+
+def test_cancel_passes_through(pack: Pack, model: Any) -> None:
+    pack.record.cancel_at_check = 2
+    with pytest.raises(comfy_stub.InterruptedByUserError):
+        run(pack, "GenDR_Restore", image=image_of(8, 8), model=model, color="none", guidance=0.0, **SIZE)
+    assert pack.record.progress == [(1, 3)]
+
+
+def test_a_replaced_file_changes_the_stamp_and_a_missing_one_is_named(pack: Pack) -> None:
+    loader = pack.nodes["GenDR_LoadUNet"]
+    assert loader.fingerprint_inputs(PIXEL) == loader.fingerprint_inputs(PIXEL) != loader.fingerprint_inputs(LATENT)
+    with pytest.raises(ValueError, match=r"'gone\.safetensors' in models/diffusion_models"):
+        loader.execute("gone.safetensors")

@@ -1,0 +1,197 @@
+"""As much of ComfyUI v0.3.64 as the nodes touch, so that they are tested where no ComfyUI is.
+
+Constructors take exactly the keywords of that version: an unknown one is an error here as it is there.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+NAMES = ("comfy", "comfy_api", "folder_paths")
+
+
+@dataclass
+class Schema:
+    """Fields of io.Schema in v0.3.64."""
+
+    node_id: str
+    display_name: str | None = None
+    category: str = "sd"
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    hidden: list[Any] | None = None
+    description: str = ""
+    is_input_list: bool = False
+    is_output_node: bool = False
+    is_deprecated: bool = False
+    is_experimental: bool = False
+    is_api_node: bool = False
+    not_idempotent: bool = False
+    enable_expand: bool = False
+
+
+@dataclass
+class Input:
+    """A socket."""
+
+    id: str
+    display_name: str | None = None
+    optional: bool = False
+    tooltip: str | None = None
+    lazy: bool | None = None
+    extra_dict: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Widget(Input):
+    id: str
+    default: Any = None
+    socketless: bool | None = None
+
+
+@dataclass(kw_only=True)
+class Number(_Widget):
+    """An Int or Float widget."""
+
+    min: float | None = None
+    max: float | None = None
+    step: float | None = None
+
+
+@dataclass(kw_only=True)
+class Combo(_Widget):
+    """A drop-down list."""
+
+    options: list[str]
+
+
+@dataclass
+class Output:
+    """An output."""
+
+    id: str | None = None
+    display_name: str | None = None
+    tooltip: str | None = None
+    is_output_list: bool = False
+
+
+class NodeOutput:
+    """What execute returns."""
+
+    def __init__(self, *args: Any) -> None:
+        """Keep the values."""
+        self.args = args
+
+
+class _ByPosition:
+    """Lets a widget's id be given by position, as the host does."""
+
+    def __init__(self, widget: type[_Widget]) -> None:
+        self._widget = widget
+
+    def __call__(self, id: str, **options: Any) -> Any:
+        return self._widget(id=id, **options)
+
+
+class Patcher:
+    """A ModelPatcher that never moves anything."""
+
+    def __init__(self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
+        """Keep the model."""
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+
+@dataclass
+class Record:
+    """What the nodes asked of the host."""
+
+    loaded: list[str] = field(default_factory=list)
+    progress: list[tuple[int, int]] = field(default_factory=list)
+    checks: int = 0
+    cancel_at_check: int | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.loaded.clear()
+        self.progress.clear()
+        self.checks, self.cancel_at_check = 0, None
+
+
+class InterruptedByUserError(Exception):
+    """The host's InterruptProcessingException."""
+
+
+def install(models: Path) -> Record:
+    """Enter the stub in ``sys.modules``, with ``models`` as its models folder, and return what it will record."""
+    record = Record()
+    cpu = torch.device("cpu")
+
+    def load_models_gpu(patchers: list[Patcher], memory_required: float = 0) -> None:
+        del memory_required
+        record.loaded += [type(patcher.model).__name__ for patcher in patchers]
+
+    def check() -> None:
+        record.checks += 1
+        if record.checks == record.cancel_at_check:
+            raise InterruptedByUserError
+
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, value: int, total: int) -> None:
+            record.progress.append((value, total))
+
+    io = SimpleNamespace(
+        Schema=Schema,
+        Input=Input,
+        Output=Output,
+        NodeOutput=NodeOutput,
+        ComfyNode=type("ComfyNode", (), {}),
+        Custom=lambda io_type: SimpleNamespace(io_type=io_type, Input=Input, Output=Output),
+        Image=SimpleNamespace(Input=Input, Output=Output),
+        Latent=SimpleNamespace(Input=Input, Output=Output),
+        Vae=SimpleNamespace(Input=Input, Output=Output),
+        Int=SimpleNamespace(Input=_ByPosition(Number)),
+        Float=SimpleNamespace(Input=_ByPosition(Number)),
+        Combo=SimpleNamespace(Input=_ByPosition(Combo)),
+    )
+    management = {
+        "get_torch_device": lambda: cpu,
+        "unet_offload_device": lambda: cpu,
+        "unet_dtype": lambda _device, _parameters, _dtypes: torch.float32,
+        "unet_manual_cast": lambda _stored, _device, _dtypes: None,
+        "load_models_gpu": load_models_gpu,
+        "throw_exception_if_processing_interrupted": check,
+    }
+    modules: dict[str, dict[str, Any]] = {
+        "comfy": {},
+        "comfy.ldm": {},
+        "comfy.ldm.models": {},
+        "comfy.ldm.models.autoencoder": {},
+        "comfy.model_management": management,
+        "comfy.model_patcher": {"ModelPatcher": Patcher},
+        "comfy.ops": {"disable_weight_init": torch.nn, "manual_cast": torch.nn},
+        "comfy.sd": {"VAE": type("VAE", (), {"latent_channels": 4})},
+        "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy_api": {},
+        "comfy_api.latest": {"io": io, "ComfyExtension": type("ComfyExtension", (), {})},
+        "folder_paths": {
+            "get_filename_list": lambda folder: sorted(path.name for path in (models / folder).glob("*")),
+            "get_full_path": lambda folder, name: (
+                str(models / folder / name) if (models / folder / name).is_file() else None
+            ),
+        },
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    return record
