@@ -260,7 +260,7 @@ def write_image(
     Args:
         path: where to; an existing file is replaced.
         image: [1, H, W, C] in 0 to 1 (clamped), C of 1, 3 or 4.
-        bit_depth: 8, 16 (PNG, TIFF) or 32 (float TIFF); integers are rounded to nearest.
+        bit_depth: 8, 16 (PNG, TIFF) or 32 (float TIFF); see ``samples.to_stored``.
         icc: profile to embed.
         quality: 1 to 100, for JPEG and WebP; 100 makes WebP lossless, which below it always subsamples chroma.
 

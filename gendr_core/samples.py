@@ -78,9 +78,14 @@ def to_unit(samples: Samples, name: str) -> tuple[NDArray[np.float32], BitDepth]
 
 
 def to_stored(values: NDArray[np.float32], bit_depth: BitDepth) -> Samples:
-    """Return ``values`` (clamped to 0 to 1) as uint8 or uint16, rounded to nearest, or as float32 for 32."""
+    """Return ``values`` (clamped to 0 to 1) as uint8, uint16 rounded to nearest, or float32 for 32.
+
+    8 bits are cut off, floor(255 v), as ComfyUI's Save Image does it: the same restoration then gives the same bytes
+    there and here (docs/decisions/0010). Values read from an 8-bit file come back exactly.
+    """
     values = values.clip(0.0, 1.0)
     if bit_depth == 32:
         return values
-    full, dtype = (255.0, np.uint8) if bit_depth == 8 else (65535.0, np.uint16)
-    return np.rint(values * full).astype(dtype)
+    if bit_depth == 16:
+        return np.rint(values * 65535.0).astype(np.uint16)
+    return (values * 255.0).astype(np.uint8)

@@ -114,12 +114,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from ``x`` [B, N, C] and ``context`` [B, M, D]."""
         source = x if context is None else context
-        heads = (self._split(layer(part)) for layer, part in ((self.to_q, x), (self.to_k, source), (self.to_v, source)))
-        mixed = F.scaled_dot_product_attention(*heads)
+        q, k, v = (self._split(layer(part)) for layer, part in ((self.to_q, x), (self.to_k, source), (self.to_v, source)))
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self._num_heads, -1)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self._num_heads, -1).transpose(1, 2)
 
 
 class GEGLU(nn.Module):

@@ -36,8 +36,8 @@ def test_lossless_roundtrip(tmp_path: Path, suffix: str, bit_depth: BitDepth, ch
     assert read.bit_depth == bit_depth
     assert read.image.shape == image.shape
     assert read.image.dtype == torch.float32
-    step = {8: 255.0, 16: 65535.0, 32: float("inf")}[bit_depth]
-    assert (read.image - image).abs().max() <= 0.5 / step + 1e-6
+    error = {8: 1.0 / 255.0, 16: 0.5 / 65535.0, 32: 0.0}[bit_depth]
+    assert (read.image - image).abs().max() <= error + 1e-6
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
 from gendr_core.errors import ImageError
@@ -32,10 +33,19 @@ def test_every_integer_survives(dtype: type[np.generic], bit_depth: int) -> None
 
 @settings(deadline=None)
 @given(st.floats(-2.0, 3.0, width=32), st.sampled_from([8, 16]))
-def test_storing_rounds_to_nearest_and_clamps(value: float, bit_depth: int) -> None:
+def test_storing_clamps_and_quantises(value: float, bit_depth: int) -> None:
     full = 2**bit_depth - 1
     stored = to_stored(np.full((1, 1, 1), value, np.float32), 8 if bit_depth == 8 else 16).item()
-    assert abs(stored - min(max(value, 0.0), 1.0) * full) <= 0.5 + 1e-2
+    exact = min(max(value, 0.0), 1.0) * full
+    if bit_depth == 8:
+        assert -1e-4 <= exact - stored < 1.0
+    else:
+        assert abs(stored - exact) <= 0.5 + 1e-2
+
+
+@given(hnp.arrays(np.float32, (3, 5, 3), elements=st.floats(-0.5, 1.5, width=32)))
+def test_8_bits_are_those_of_comfyui(values: np.ndarray) -> None:
+    assert np.array_equal(to_stored(values, 8), np.clip(255.0 * values, 0, 255).astype(np.uint8))
 
 
 def test_floats_are_clipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+from command_line import UNET16, Run
+
+from gendr_core.model import DEFAULT_UNET
+
+
+def test_plan_of_full_size(run: Run) -> None:
+    code, out, _ = run("plan", "--size", "128x125", "--arch", "full", "--dtype", "bf16", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["mode"] == "whole"
+    assert (report["input"], report["output"]) == ([128, 125], [512, 500])
+    assert (report["padded"], report["latent"]) == ([512, 512], [64, 64])
+    assert report["passes"] == 1
+    assert report["parameters"] == 865_979_856 + 57_266_643
+    assert report["weight_bytes"] == 2 * report["parameters"]
+    flops = {stage["name"]: stage["flops"] / 1e12 for stage in report["stages"]}
+    assert flops == {
+        "encode": pytest.approx(0.676, rel=0.01),
+        "step": pytest.approx(0.805, rel=0.01),
+        "decode": pytest.approx(1.213, rel=0.01),
+        "color": 0.0,
+    }
+    assert report["flops"] == sum(stage["flops"] for stage in report["stages"])
+    assert report["peak_bytes"] == report["weight_bytes"] + max(stage["peak_bytes"] for stage in report["stages"])
+
+
+def test_plan_of_a_file(run: Run, weights: Path) -> None:
+    code, out, _ = run("plan", "--size", "9x6")
+    assert code == 0
+    assert "18x12" in out
+    report = json.loads(run("plan", "--size", "9x6", "--json")[1])
+    file = json.loads(run("inspect", weights / DEFAULT_UNET, "--json")[1])
+    assert report["parameters"] == file["num_parameters"]
+    assert report["weight_bytes"] == 4 * report["parameters"]
+    larger = json.loads(run("plan", "--size", "9x6", "--scale", "16", "--json")[1])
+    assert larger["output"] == [144, 96]
+    assert larger["peak_bytes"] > report["peak_bytes"]
+    pair = json.loads(run("plan", "--size", "9x6", "--unet", UNET16, "--json")[1])
+    assert pair["stages"][0]["flops"] > 0
+
+
+def test_plan_of_contradictions(run: Run) -> None:
+    code, _, err = run("plan", "--size", "9x6", "--arch", "full", "--unet", UNET16)
+    assert code == 1
+    assert "either --arch or weight files" in err
+    code, _, err = run("plan", "--size", "40000x6")
+    assert code == 1
+    assert "at most 32768 pixels" in err
