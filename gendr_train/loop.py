@@ -165,7 +165,7 @@ class _Tally:
 def _open(config: TrainConfig, *, fresh: bool) -> Session:
     accelerator = Accelerator(mixed_precision="bf16" if config.loop.precision == "bf16" else "no")
     roles = build_roles(config, accelerator.device)
-    if fresh and isinstance(roles.trained, UNet):
+    if fresh and config.init is None and isinstance(roles.trained, UNet):
         _whiten(config, roles, roles.trained)
     ema = Ema(roles.trained, config.loop.ema_decay)
     options = config.optimiser

@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gendr_core.checkpoint import read_vae
+from gendr_core.checkpoint import read_unet, read_vae
 from gendr_core.nets import VAE, UNet
 from gendr_core.spec import UNetArch
 
+from .errors import TrainingError
 from .schema import ModelConfig, Stage, TrainConfig
 
 
@@ -58,14 +59,15 @@ class Roles:
 
 
 def build_roles(config: TrainConfig, device: torch.device) -> Roles:
-    """Return the networks, freshly initialised from the run's seed, on the device.
+    """Return the networks, from the config's ``init`` or fresh from the run's seed, on the device.
 
     Args:
         config: the run.
         device: where they live.
 
     Raises:
-        CheckpointError: the VAE file of the latent stage is not usable.
+        CheckpointError: the file to start from, or the VAE file of the latent stage, is not usable.
+        TrainingError: the file to start from holds a network of another shape.
     """
     # Layers draw their weights from the global generator: seed it here, and put it back.
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
@@ -84,7 +86,8 @@ def build_roles(config: TrainConfig, device: torch.device) -> Roles:
 
 
 def fixed_prompt(config: TrainConfig) -> Tensor:
-    """Return the prompt embedding [1, cross_attention_dim], float32: seeded, standard normal, never trained.
+    """Return the prompt embedding [tokens, cross_attention_dim], float32, never trained: that of the file to start
+    from, else one token of seeded standard normals.
 
     Zeros would be of no use: the key and value layers have no bias, so their output and gradient would stay zero.
 
@@ -93,18 +96,33 @@ def fixed_prompt(config: TrainConfig) -> Tensor:
     """
     if not isinstance(config.network, UNetArch):
         return torch.empty(0, 0)
+    if config.init is not None:
+        return read_unet(config.init).positive.float()
     generator = torch.Generator().manual_seed(config.run.seed)
     return torch.randn((1, config.network.cross_attention_dim), generator=generator)
 
 
 def _build_trained(config: TrainConfig) -> nn.Module:
     if not isinstance(config.network, UNetArch):
-        return Autoencoder(VAE(config.network))
+        vae = VAE(config.network)
+        if config.init is not None:
+            _start_from(vae, read_vae(config.init).state, config.init)
+        return Autoencoder(vae)
     unet = UNet(config.network)
+    if config.init is not None:
+        _start_from(unet, read_unet(config.init).state, config.init)
+        return unet
     # With no output the result is c_skip times the input: in pixel space, training starts exactly at bicubic.
     for parameter in unet.conv_out.parameters():
         nn.init.zeros_(parameter)
     return unet
+
+
+def _start_from(network: UNet | VAE, state: dict[str, Tensor], path: str) -> None:
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    if {name: value.shape for name, value in state.items()} != shapes:
+        raise TrainingError(f"expected weights of the config's network to start from, got another shape in {path}")
+    network.load_state_dict({name: value.float() for name, value in state.items()})
 
 
 def _latent_channels(config: TrainConfig) -> int:

@@ -226,6 +226,8 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     vae: str | None = None
     """File of the frozen VAE16; the latent stage needs it."""
+    init: str | None = None
+    """Weight file of the same network to start from; none starts at random."""
 
     def __post_init__(self) -> None:
         """Check that the sections fit the stage.

@@ -108,6 +108,30 @@ def test_pixel_weights_train_export_and_restore(make_config: MakeConfig, tmp_pat
     assert result.shape == (1, 68, 80, 3)
 
 
+def test_a_run_can_start_from_exported_weights(make_config: MakeConfig, tmp_path: Path) -> None:
+    weights = tmp_path / "first.safetensors"
+    first = make_config("pixel")
+    train(first, resume=False, should_stop=_never)
+    export(first, weights)
+    second = make_config("pixel", run={"name": "second", "seed": 9}, init=str(weights), optimiser={"lr": 1e-12, "final_lr": 0.0})
+    train(second, resume=False, should_stop=_never)
+    export(second, tmp_path / "second.safetensors")
+    before, after = read_unet(weights), read_unet(tmp_path / "second.safetensors")
+    assert torch.equal(before.positive, after.positive)
+    for name, value in before.state.items():
+        torch.testing.assert_close(after.state[name], value, rtol=0, atol=1e-6)
+
+
+def test_weights_of_another_shape_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    weights = tmp_path / "first.safetensors"
+    first = make_config("pixel")
+    train(first, resume=False, should_stop=_never)
+    export(first, weights)
+    wider = make_config("pixel", run={"name": "second"}, network={"block_out_channels": [16, 16]}, init=str(weights))
+    with pytest.raises(TrainingError, match="another shape in"):
+        train(wider, resume=False, should_stop=_never)
+
+
 def test_vae_then_latent_unet_train_export_and_restore(make_config: MakeConfig, tmp_path: Path) -> None:
     vae_config = make_config("vae16", run={"name": "vae"}, losses={"kl": 1e-4})
     train(vae_config, resume=False, should_stop=_never)
