@@ -42,6 +42,8 @@ class DataConfig:
     """How many of them, spread evenly over the sorted file names."""
     validation_crop_px: int = 256
     crop_px: int = 128
+    color_shuffle: float = 0.0
+    """How often the colour channels of a crop change places at random: photos show few colours of each thing."""
     batch: int = 16
     workers: int = 1
     """Processes that prepare batches; 0 prepares them in the training process."""
@@ -52,8 +54,10 @@ class DataConfig:
         """Check the numbers.
 
         Raises:
-            OptionError: a count is below its minimum, or a crop does not divide by 64.
+            OptionError: a count is below its minimum, a probability outside 0..1, or a crop does not divide by 64.
         """
+        if not 0.0 <= self.color_shuffle <= 1.0:
+            raise OptionError(f"expected data.color_shuffle from 0 to 1, got {self.color_shuffle}")
         for name, least in (("batch", 1), ("workers", 0), ("validation_images", 1)):
             if getattr(self, name) < least:
                 raise OptionError(f"expected data.{name} of at least {least}, got {getattr(self, name)}")

@@ -106,6 +106,8 @@ class TrainingCrops(Dataset[Batch]):
         position = self._start + index
         generator = torch.Generator().manual_seed(_mix(self._seed, position))
         original = _augment(self._image(self._file_at(position)), self._data.crop_px, generator)
+        if float(torch.rand((), generator=generator)) < self._data.color_shuffle:
+            original = original[torch.randperm(3, generator=generator)]
         image_bchw = original[None].to(torch.float32) / 255.0
         return Batch(original, degrade_randomly(image_bchw, self._degradation, generator)[0])
 

@@ -46,6 +46,17 @@ def test_shapes_and_types(photos: Path) -> None:
     assert (item.damaged.shape, item.damaged.dtype) == ((3, 16, 16), torch.float32)
 
 
+def test_shuffled_colours_are_the_same_planes_in_another_order(photos: Path) -> None:
+    plain, shuffled = _crops(photos), _crops(photos, color_shuffle=1.0)
+    orders: set[tuple[int, ...]] = set()
+    for i in range(12):
+        before, after = plain[i].original, shuffled[i].original
+        matches = [[j for j in range(3) if torch.equal(plane, before[j])] for plane in after]
+        assert all(matches)
+        orders.add(tuple(match[0] for match in matches))
+    assert len(orders) > 2
+
+
 def test_a_worker_process_gives_the_same_batches(photos: Path) -> None:
     options = {"seed": 1, "start": 2, "stop": 9}
     here = list(training_batches(_data(photos), Degradation(), **options))
