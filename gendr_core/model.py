@@ -80,6 +80,11 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
+def default_vae_dtype(device: torch.device | str) -> torch.dtype:
+    """Return ``default_dtype`` for a VAE, whose family overflows float16: bfloat16 on CUDA, float32 elsewhere."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
 def load_unet(
     path: str | Path = DEFAULT_UNET,
     *,
@@ -121,12 +126,11 @@ def load_vae(
     operations: Operations = nn,
     overrides: SpecOverrides | None = None,
 ) -> GenDRVAE:
-    """Return the VAE of a checkpoint file, ready to run. Arguments and errors as ``load_unet``.
+    """Return the VAE of a checkpoint file, ready to run.
 
-    On CUDA the default is bfloat16: this family of VAEs overflows float16.
+    Arguments and errors as ``load_unet``, but dtype None takes ``default_vae_dtype``.
     """
-    if dtype is None:
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else default_dtype(device)
+    dtype = dtype or default_vae_dtype(device)
     checkpoint = read_vae(resolve_weights(path), overrides)
     network = VAE(checkpoint.spec.arch, operations=operations, device="meta")
     _fill(network, checkpoint.state, device, dtype)

@@ -1,0 +1,193 @@
+"""``gendr restore``: image files in, restored image files out.
+
+Role: joins ``files`` (what to read and write), ``image_io`` and ``pipeline.restore``. A file that fails does not
+stop the ones after it.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tqdm import tqdm
+
+from ..config import RestoreOptions
+from ..errors import OptionError
+from ..host import Host
+from ..image_io import read_image, write_image
+from ..pipeline import STAGES_PER_FRAME, restore
+from ..samples import BitDepth
+from .failures import FAILURES, report_failure
+from .files import FORMATS, Job, Naming, check_alpha, check_format, check_targets, fitting_depth, plan_jobs
+from .options import Models, add_common_options, add_model_options, add_restore_options, load_models, restore_options
+
+SUMMARY = "Restore and enlarge images in one diffusion step."
+BIT_DEPTH_NAMES: dict[str, BitDepth | None] = {"auto": None, "8": 8, "16": 16, "32": 32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileResult:
+    """What happened to one file; sizes are [width, height] in pixels."""
+
+    input: str
+    output: str
+    input_size: list[int] | None = None
+    output_size: list[int] | None = None
+    channels: int | None = None
+    bit_depth: int | None = None
+    """Of the output, per channel."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """Of reading, restoring and handling."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handling:
+    """How results are stored and failures shown."""
+
+    bit_depth: BitDepth | None
+    """None keeps the input's."""
+    quality: int
+    debug: bool
+    """Whether failures show their traceback."""
+
+
+class _Bar:
+    """Progress of all files on one bar, which is shown on a terminal only."""
+
+    def __init__(self, num_files: int, *, quiet: bool) -> None:
+        self._files_done = 0
+        self._bar: tqdm[Any] = tqdm(
+            total=STAGES_PER_FRAME * num_files,
+            unit="stage",
+            bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
+            disable=quiet or not sys.stderr.isatty(),
+        )
+
+    def update(self, done: int, total: int) -> None:
+        """Show that ``done`` of the ``total`` stages of the current file are finished."""
+        del total
+        self._bar.update(self._files_done * STAGES_PER_FRAME + done - self._bar.n)
+
+    def finish_file(self) -> None:
+        """Show that the current file is done with, whether it went well or not."""
+        self.update(STAGES_PER_FRAME, STAGES_PER_FRAME)
+        self._files_done += 1
+
+    def say(self, line: str) -> None:
+        """Print a line on stdout without tearing the bar."""
+        self._bar.write(line, file=sys.stdout)
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._bar.close()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``run`` reads."""
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="an image file, a folder of them, or a glob pattern")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="a file for a single image, else a folder (made)",
+    )
+    add_restore_options(parser)
+    add_model_options(parser)
+    group = parser.add_argument_group("output files")
+    group.add_argument("--overwrite", action="store_true", help="replace existing files")
+    group.add_argument(
+        "--format", choices=FORMATS, default="auto", help="type of files in a folder (auto: PNG, or TIFF for TIFF)"
+    )
+    group.add_argument("--suffix", default="", help="text added to the names of files in a folder")
+    group.add_argument(
+        "--bit-depth",
+        choices=BIT_DEPTH_NAMES,
+        default="auto",
+        help="bits per channel (auto: the input's, where the type can)",
+    )
+    group.add_argument("--quality", type=int, default=95, metavar="Q", help="1 to 100 for JPEG and WebP (default 95)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no lines on stdout")
+    add_common_options(parser)
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Restore every file; return whether all went well.
+
+    Raises:
+        GenDRError: something is wrong before the first file: options, outputs in the way, or the model.
+    """
+    start = perf_counter()
+    settings = restore_options(options)
+    jobs, handling = _settle(options)
+    models = load_models(options)
+    bar = _Bar(len(jobs), quiet=options.quiet)
+    results: list[FileResult] = []
+    try:
+        for job in jobs:
+            results.append(_attempt(job, models, settings, handling, bar))
+            bar.finish_file()
+            if not (options.quiet or options.json or results[-1].error):
+                bar.say(_line(results[-1]))
+    finally:
+        bar.close()
+    if options.json:
+        seconds = {"load": round(models.load_s, 4), "total": round(perf_counter() - start, 4)}
+        files = [asdict(result) for result in results]
+        print(json.dumps({**models.describe(), "seconds": seconds, "files": files}, indent=2))
+    return not any(result.error for result in results)
+
+
+def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
+    """Return what will be done, after checking all that can be checked without reading an image."""
+    if not 1 <= options.quality <= 100:
+        raise OptionError(f"expected --quality from 1 to 100, got {options.quality}")
+    jobs = plan_jobs(options.inputs, options.output, Naming(suffix=options.suffix, format=options.format))
+    bit_depth = BIT_DEPTH_NAMES[options.bit_depth]
+    for job in jobs:
+        check_format(job.target, bit_depth)
+    check_targets([job.target for job in jobs], overwrite=options.overwrite)
+    return jobs, Handling(bit_depth=bit_depth, quality=options.quality, debug=options.debug)
+
+
+def _attempt(job: Job, models: Models, settings: RestoreOptions, handling: Handling, bar: _Bar) -> FileResult:
+    """Return what happened to one file; failures that are no fault of GenDR are printed and returned."""
+    try:
+        return _restore_file(job, models, settings, handling, bar)
+    except FAILURES as error:
+        message = report_failure(job.source, error, debug=handling.debug)
+        return FileResult(input=str(job.source), output=str(job.target), error=message)
+
+
+def _restore_file(job: Job, models: Models, settings: RestoreOptions, handling: Handling, bar: _Bar) -> FileResult:
+    marks = [perf_counter()]
+    file = read_image(job.source)
+    check_alpha(job.target, file.image.shape[3])
+    bit_depth = handling.bit_depth or fitting_depth(job.target, file.bit_depth)
+    marks.append(perf_counter())
+    image = restore(file.image, models.unet, models.vae, settings, host=Host(progress=bar))
+    marks.append(perf_counter())
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(job.target, image, bit_depth, icc=file.icc, quality=handling.quality)
+    marks.append(perf_counter())
+    seconds = (round(end - begin, 4) for begin, end in pairwise(marks))
+    return FileResult(
+        input=str(job.source),
+        output=str(job.target),
+        input_size=[file.image.shape[2], file.image.shape[1]],
+        output_size=[image.shape[2], image.shape[1]],
+        channels=image.shape[3],
+        bit_depth=bit_depth,
+        seconds=dict(zip(("read", "restore", "write"), seconds, strict=True)),
+    )
+
+
+def _line(result: FileResult) -> str:
+    sizes = " -> ".join("x".join(map(str, size)) for size in (result.input_size, result.output_size) if size)
+    return f"{result.input} -> {result.output}  {sizes}  {sum(result.seconds.values()):.2f} s"
