@@ -114,7 +114,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from ``x`` [B, N, C] and ``context`` [B, M, D]."""
         source = x if context is None else context
-        q, k, v = (self._split(layer(part)) for layer, part in ((self.to_q, x), (self.to_k, source), (self.to_v, source)))
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(source)), self._split(self.to_v(source))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 

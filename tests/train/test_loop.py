@@ -113,7 +113,8 @@ def test_a_run_can_start_from_exported_weights(make_config: MakeConfig, tmp_path
     first = make_config("pixel")
     train(first, resume=False, should_stop=_never)
     export(first, weights)
-    second = make_config("pixel", run={"name": "second", "seed": 9}, init=str(weights), optimiser={"lr": 1e-12, "final_lr": 0.0})
+    run, still = {"name": "second", "seed": 9}, {"lr": 1e-12, "final_lr": 0.0}
+    second = make_config("pixel", run=run, init=str(weights), optimiser=still)
     train(second, resume=False, should_stop=_never)
     export(second, tmp_path / "second.safetensors")
     before, after = read_unet(weights), read_unet(tmp_path / "second.safetensors")
