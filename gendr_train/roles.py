@@ -88,9 +88,8 @@ def build_roles(config: TrainConfig, device: torch.device) -> Roles:
 def fixed_prompt(config: TrainConfig) -> Tensor:
     """Return the prompt embedding [tokens, cross_attention_dim], float32, never trained.
 
-    That of the file to start from, else one token of seeded standard normals.
-
-    Zeros would be of no use: the key and value layers have no bias, so their output and gradient would stay zero.
+    That of the file to start from, else one token of seeded standard normals: zeros would be of no use, since the key
+    and value layers have no bias, and their output and gradient would stay zero.
 
     Args:
         config: the run; [0, 0] in stage vae16, which has no prompt.
