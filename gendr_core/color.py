@@ -1,4 +1,4 @@
-"""Last stage: give the restored pixels the colours of the input.
+"""Stage 5 of 5: give the restored pixels the colours of the input.
 
 Role: ``pipeline`` calls ``match_color`` once on the whole cropped frame, after ``decode``; the padding never takes
 part. Everything is float32. Definitions: docs/algorithm.md, section E.

@@ -1,4 +1,4 @@
-"""Stage 4 of 4: latent to pixels. Left neighbour ``step``, right neighbour ``color``."""
+"""Stage 4 of 5: latent to pixels. Left neighbour ``step``, right neighbour ``color``."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Stage 2 of 4: pixels to latent. Left neighbour ``prepare``, right neighbour ``step``."""
+"""Stage 2 of 5: pixels to latent. Left neighbour ``prepare``, right neighbour ``step``."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""First stage: any image becomes RGB pixels of the final size, padded for the networks; the layout is put back last.
+"""Stage 1 of 5: any image becomes RGB pixels of the final size, padded for the networks; the layout is put back last.
 
 Role: ``pipeline`` calls ``prepare`` before ``encode`` and ``restore_layout`` after ``color``.
 """

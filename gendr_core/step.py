@@ -1,4 +1,4 @@
-"""Stage 3 of 4: the one pass through the UNet. Left neighbour ``encode``, right neighbour ``decode``."""
+"""Stage 3 of 5: the one pass through the UNet. Left neighbour ``encode``, right neighbour ``decode``."""
 
 import torch
 from torch import Tensor
