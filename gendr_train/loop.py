@@ -29,7 +29,7 @@ from .data.dataset import Batch, TrainingCrops, training_batches
 from .ema import Ema
 from .errors import TrainingError
 from .export import export_weights
-from .roles import Roles, build_roles
+from .roles import Autoencoder, Roles, build_roles
 from .schema import LossWeights, OptimiserConfig, TrainConfig
 from .steps import Losses, to_pair, unet_input, update_losses
 from .validate import latent_std, validate, validation_set
@@ -165,8 +165,8 @@ class _Tally:
 def _open(config: TrainConfig, *, fresh: bool) -> Session:
     accelerator = Accelerator(mixed_precision="bf16" if config.loop.precision == "bf16" else "no")
     roles = build_roles(config, accelerator.device)
-    if fresh and config.init is None and isinstance(roles.trained, UNet):
-        _whiten(config, roles, roles.trained)
+    if fresh and config.init is None:
+        _whiten(config, roles)
     ema = Ema(roles.trained, config.loop.ema_decay)
     options = config.optimiser
     optimiser = torch.optim.AdamW(
@@ -187,11 +187,15 @@ def _open(config: TrainConfig, *, fresh: bool) -> Session:
     )
 
 
-def _whiten(config: TrainConfig, roles: Roles, unet: UNet) -> None:
-    """Set the first layer by the statistics of the run's first images."""
+def _whiten(config: TrainConfig, roles: Roles) -> None:
+    """Set the first layer of the network in training by the statistics of the run's first images."""
     crops = TrainingCrops(config.data, config.degradation, seed=config.run.seed, start=0, stop=WHITENING_IMAGES)
-    batch = default_collate([crops[index] for index in range(WHITENING_IMAGES)])
-    whiten_input(unet.conv_in, unet_input(roles, to_pair(Batch(*batch)).upsampled.to(roles.prompt.device)))
+    batch = Batch(*default_collate([crops[index] for index in range(WHITENING_IMAGES)]))
+    pair = to_pair(Batch(*(part.to(roles.prompt.device) for part in batch)))
+    if isinstance(roles.trained, Autoencoder):
+        whiten_input(roles.trained.vae.encoder.conv_in, pair.original)
+    elif isinstance(roles.trained, UNet):
+        whiten_input(roles.trained.conv_in, unet_input(roles, pair.upsampled))
 
 
 def _start(session: Session, *, resume: bool) -> int:
