@@ -1,9 +1,9 @@
 """A start for a network's first layer that shows it all of its input, not only the part with the most variance.
 
 Role: called once by ``loop`` on a new run, before anything is learned. In a pixel-unshuffled photo nearly all variance
-is the mean colour of the cell, in a photo it is lightness; detail and rare hues are a thousand times smaller, and behind
-a normalisation all but invisible. Trained for the same time, a whitened UNet gained eight times as much over bicubic as
-a random one; a VAE that started without never learned to tell green from red (docs/log.md).
+is the mean colour of the cell, in a photo it is lightness; detail and rare hues are far smaller, and behind a
+normalisation all but invisible. Trained for the same time, a whitened UNet gained eight times as much over bicubic as a
+random one; a VAE that started without never learned to tell green from red (docs/log.md).
 """
 
 from collections.abc import Callable

@@ -201,7 +201,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="at most 178956970 pixels"):
         read_image(tmp_path / "a.png")
     write_image(tmp_path / "a.tif", image_of(1, 8, 8, 3), 16)
-    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
         for name, value in (("ImageWidth", 10000), ("ImageLength", 20000)):
             tiff.pages.first.tags[name].overwrite(value)
     with pytest.raises(ImageError, match="got 10000x20000"):

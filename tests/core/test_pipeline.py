@@ -45,6 +45,7 @@ def test_vae_path_sizes(height: int, width: int, latent_unet: GenDRUNet, vae: Ge
 
 def test_zero_network_with_skip_returns_the_resized_input(pixel_unet: GenDRUNet) -> None:
     nn.init.zeros_(pixel_unet.network.conv_out.weight)
+    assert pixel_unet.network.conv_out.bias is not None
     nn.init.zeros_(pixel_unet.network.conv_out.bias)
     image = image_of(24, 40)
     result = restore(image, pixel_unet, options=RestoreOptions(scale=1.0, color="none"))

@@ -39,7 +39,7 @@ def test_the_vae_is_the_hosts_own_class_around_our_network(vae: Any) -> None:
 
 
 def test_core_encodes_and_decodes_as_our_stages_do(vae: Any) -> None:
-    from nodes import VAEDecode, VAEEncode
+    from nodes import VAEDecode, VAEEncode  # pyright: ignore[reportAttributeAccessIssue] - the host's nodes.py
 
     image = image_of(64, 72, batch=2)
     (latent,) = VAEEncode().encode(vae, image)
@@ -52,7 +52,7 @@ def test_core_encodes_and_decodes_as_our_stages_do(vae: Any) -> None:
 
 
 def test_core_tiled_nodes_take_it(vae: Any) -> None:
-    from nodes import VAEDecodeTiled, VAEEncodeTiled
+    from nodes import VAEDecodeTiled, VAEEncodeTiled  # pyright: ignore[reportAttributeAccessIssue] - as above
 
     (latent,) = VAEEncodeTiled().encode(vae, image_of(192, 128), 128, 32)
     assert latent["samples"].shape == (1, 16, 24, 16)

@@ -1,5 +1,7 @@
 """Tiny real networks with seeded weights."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,10 @@ from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
 
 TOKENS, PROMPT_DIM = 3, 8
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-def seeded(module: nn.Module, seed: int) -> nn.Module:
+
+def seeded(module: AnyModule, seed: int) -> AnyModule:
     """Give every parameter seeded normals scaled by fan-in."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

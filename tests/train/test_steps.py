@@ -63,7 +63,7 @@ def test_the_first_pixel_update_reaches_the_last_convolution_only(make_config: C
 
 def test_later_pixel_updates_reach_every_weight_in_use(make_config: Callable[..., TrainConfig]) -> None:
     roles = build_roles(make_config("pixel"), CPU)
-    torch.nn.init.ones_(roles.trained.conv_out.weight)
+    torch.nn.init.ones_(roles.trained.get_parameter("conv_out.weight"))
     reached = _gradients(roles, LossWeights())
     # One prompt token has attention weight 1 whatever its query and key, so these two learn nothing but rounding.
     assert all(has for name, has in reached.items() if "attn2.to_q" not in name and "attn2.to_k" not in name)
@@ -111,6 +111,6 @@ def test_networks_come_from_the_seed_and_leave_the_global_generator_alone(
     one, same = (build_roles(make_config("pixel"), CPU) for _ in range(2))
     other = build_roles(make_config("pixel", run={"seed": 4}), CPU)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one.trained.conv_in.weight, same.trained.conv_in.weight)
+    assert torch.equal(one.trained.get_parameter("conv_in.weight"), same.trained.get_parameter("conv_in.weight"))
     assert torch.equal(one.prompt, same.prompt)
     assert not torch.equal(one.prompt, other.prompt)
