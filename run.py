@@ -80,7 +80,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="restore a photo and write it beside plain bicubic")
     demo.add_argument(
-        "photo", nargs="?", type=Path, default=ROOT / "examples" / "bird.jpg", help="default: %(default)s"
+        "photo", nargs="?", type=Path, default=ROOT / "examples" / "courtyard.jpg", help="default: %(default)s"
     )
     commands.add_parser("test", help="run every check and test")
     arguments = parser.parse_args()

@@ -170,6 +170,7 @@ class LossWeights:
 
     l1: float = 0.0
     charbonnier: float = 1.0
+    chroma: float = 0.0
     gradient: float = 0.0
     spectrum: float = 0.0
     kl: float = 0.0

@@ -24,6 +24,7 @@ Losses = dict[str, Tensor]
 _IMAGE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": reconstruction.l1,
     "charbonnier": reconstruction.charbonnier,
+    "chroma": reconstruction.chroma,
     "gradient": reconstruction.gradient,
     "spectrum": reconstruction.spectrum,
 }

@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gendr_core.tensors import luma
+
 CHARBONNIER_EPS = 1e-3
 """Where the root turns from a parabola into a line, on images in [-1, 1] (arXiv:1710.01992, section 3.3)."""
 
@@ -25,6 +27,13 @@ def charbonnier(output: Tensor, target: Tensor) -> Tensor:
     """Return the smooth L1 distance, [B]; 0 for equal inputs."""
     squares = (output.float() - target.float()).square()
     return (squares + CHARBONNIER_EPS**2).sqrt().flatten(1).mean(1) - CHARBONNIER_EPS
+
+
+# mean |C o - C t|, C x = x - Y(x), Y the BT.601 luma
+def chroma(output: Tensor, target: Tensor) -> Tensor:
+    """Return the L1 distance of the colour differences, [B]; blind to lightness."""
+    difference = output.float() - target.float()
+    return (difference - luma(difference)).abs().flatten(1).mean(1)
 
 
 # mean |Dx o - Dx t| + mean |Dy o - Dy t|, D = difference of neighbours

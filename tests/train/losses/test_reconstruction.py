@@ -33,6 +33,14 @@ def test_hand_computed(loss: Callable[[Tensor, Tensor], Tensor], expected: float
     assert float(values[1]) == 0.0
 
 
+def test_chroma_sees_colour_and_not_lightness() -> None:
+    gray, red = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 1.0
+    # Y = 0.299, so the colour differences are 0.701, -0.299 and -0.299.
+    values = reconstruction.chroma(torch.cat([gray, red]), torch.zeros(2, 3, 4, 4))
+    assert values.tolist() == pytest.approx([0.0, (0.701 + 2 * 0.299) / 3], abs=1e-6)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_half_precision_is_computed_in_float(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     output = OUTPUT.to(torch.bfloat16).requires_grad_()
