@@ -22,7 +22,7 @@ from gendr_core.config import RestoreOptions
 from gendr_core.decode import decode
 from gendr_core.encode import encode
 from gendr_core.geometry import Extent
-from gendr_core.model import DEFAULT_UNET, GenDRUNet, GenDRVAE, bundled_weights, load_unet
+from gendr_core.model import DEFAULT_UNET, GenDRUNet, GenDRVAE, load_unet
 from gendr_core.nets import VAE, UNet
 from gendr_core.pipeline import restore
 from gendr_core.prepare import prepare, restore_layout
@@ -38,22 +38,6 @@ SCALE = 4
 STAGES = ("prepare", "encode", "step", "decode", "color")
 TOKENS = 77
 """Length of a prompt of SD2.1's text encoder."""
-UNTRAINED_MINI = ModelSpec(
-    arch=UNetArch(
-        in_channels=192,
-        out_channels=192,
-        block_out_channels=(96, 128, 160),
-        attention_levels=(False, False, True),
-        head_dim=32,
-        cross_attention_dim=32,
-        norm_groups=8,
-    ),
-    c_skip=1.0,
-    c_out=1.0,
-    front="pixel_unshuffle8",
-    back="pixel_shuffle8",
-)
-"""As configs/mini_pixel.yaml, for a checkout without bundled weights."""
 
 Contender = Callable[[], Tensor]
 
@@ -132,9 +116,7 @@ def build(setting: Setting) -> tuple[str, GenDRUNet, GenDRVAE | None]:
     if setting.arch == "full":
         unet = random_unet(ModelSpec(arch=UNetArch()), device, dtype)
         return "UNet16 and VAE16, random", unet, random_vae(VAESpec(arch=VAEArch()), device, dtype)
-    if DEFAULT_UNET in bundled_weights():
-        return DEFAULT_UNET, load_unet(DEFAULT_UNET, device=device, dtype=dtype), None
-    return "gendr-mini-pixel, random", random_unet(UNTRAINED_MINI, device, dtype), None
+    return DEFAULT_UNET, load_unet(DEFAULT_UNET, device=device, dtype=dtype), None
 
 
 class StageClock:
