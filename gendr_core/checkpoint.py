@@ -229,7 +229,8 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
             header = read_header(path)
             version = format_version(header.metadata)
     except CheckpointError as error:
-        return FileReport(kind="unreadable", problem=str(error))
+        num_bytes = path.stat().st_size if path.is_file() else 0
+        return FileReport(kind="unreadable", num_bytes=num_bytes, problem=str(error))
     kind = identify(header.tensors)
     num_parameters = sum(info.num_elements for info in header.tensors.values())
     layout, spec, problem = None, None, None

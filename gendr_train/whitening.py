@@ -3,7 +3,7 @@
 Role: called once by ``loop`` on a new run, before anything is learned. In a pixel-unshuffled photo nearly all variance
 is the mean colour of the cell, in a photo it is lightness; detail and rare hues are far smaller, and behind a
 normalisation all but invisible. Trained for the same time, a whitened UNet gained eight times as much over bicubic as a
-random one; a VAE that started without never learned to tell green from red (docs/log.md).
+random one (docs/log.md).
 """
 
 from collections.abc import Callable
