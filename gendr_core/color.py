@@ -1,10 +1,12 @@
 """Stage 5 of 5: give the restored pixels the colours of the input.
 
 Role: ``pipeline`` calls ``match_color`` once on the whole cropped frame, after ``decode``; the padding never takes
-part. Everything is float32. Definitions: docs/algorithm.md, section E.
+part. Everything is float32 and runs band by band over the rows, so that beside the frames only a few bands are in
+memory, and on torch's meta device too. Definitions: docs/algorithm.md, section E.
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +14,19 @@ from torch import Tensor
 
 from .config import ColorMethod
 from .errors import ImageError
-from .tensors import luma
+from .geometry import Span, partition
+from .tensors import luma, row_bands
 
 LOW_PASS_STEPS = (1, 2, 4, 8, 16)
-"""Dilations of the five wavelet levels; together they reach 31 pixels."""
+"""Dilations of the five wavelet levels."""
+LOW_PASS_REACH = sum(LOW_PASS_STEPS)
+"""Pixels that the five levels look to each side: 31."""
 
 ADAIN_EPSILON = 4e-5
 """Added to each variance: 1e-5 of the 0 to 1 range, which is 4e-5 of the -1 to 1 range."""
 
-LAB_LIGHTNESS_KEPT = 0.8
-"""Share of the restored lightness that the lab method keeps; the rest is matched."""
+LAB_KEPT = (0.8, 0.0, 0.0)
+"""Share of the restored L*, a* and b* that the lab method keeps; the rest is matched."""
 LAB_THRESHOLD = (6.0 / 29.0) ** 3
 LAB_SLOPE = (29.0 / 3.0) ** 3
 """Where CIELAB turns from a cube root to a line, and that line's slope times 116   (CIE 15:2004, 8.2.1)."""
@@ -47,38 +52,76 @@ def low_pass(x: Tensor) -> Tensor:
             length = x.shape[axis] - step
             x = x.narrow(axis, 0, length) + x.narrow(axis, step, length)
     # All halvings at once: powers of two lose no bits.
-    return x * 2.0 ** (-4 * len(LOW_PASS_STEPS))
+    return x.mul_(2.0 ** (-4 * len(LOW_PASS_STEPS)))
 
 
-def _match_nothing(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Return the pixels themselves: out = sr."""
-    del reference
-    return pixels
+def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int) -> None:
+    """Write ``pixels + low_pass(reference - pixels)`` into ``result``, in bands of ``num_rows`` rows.
+
+    Every band takes 31 rows more on each side where the frame goes on, which makes it exact to the last bit.
+
+    Args:
+        pixels: [B, C, H, W].
+        reference: [B, C, H, W].
+        result: [B, C, H, W]; may be ``pixels``.
+        num_rows: rows of a band, at least 1.
+    """
+    height = pixels.shape[2]
+    known, difference = Span(0, 0), pixels[:, :, :0]
+    for band in partition(height, num_rows):
+        around = band.widened(LOW_PASS_REACH, LOW_PASS_REACH, height)
+        # The rows above are kept from the band before: in ``pixels`` they may be overwritten by now.
+        kept = difference[:, :, around.start - known.start :]
+        fresh = slice(known.stop, around.stop)
+        difference = torch.cat([kept, reference[:, :, fresh] - pixels[:, :, fresh]], dim=2)
+        known = around
+        coarse = low_pass(difference)[:, :, band.within(around)]
+        torch.add(pixels[:, :, band.places], coarse, out=result[:, :, band.places])
 
 
-def _match_wavelet(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Return the pixels' detail on the reference's coarse part.
+def _match_wavelet(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+    """Put the pixels' detail on the reference's coarse part.
 
     out = (sr - L sr) + L lq = sr + L(lq - sr)   (StableSR, arXiv:2305.07015, the wavelet colour correction)
     """
-    return pixels + low_pass(reference - pixels)
+    # Plane by plane: the same bytes then hold more rows, and the 62 around a band weigh less.
+    for index, channel in product(range(pixels.shape[0]), range(pixels.shape[1])):
+        plane, wanted, out = (x[index : index + 1, channel : channel + 1] for x in (pixels, reference, result))
+        add_coarse(plane, wanted, out, max(2 * LOW_PASS_REACH, len(row_bands(plane)[0])))
 
 
-def _match_adain(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Return the pixels with the reference's mean and deviation in each channel.
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance [B, C, 1, 1] of ``x`` [B, C, H, W], in its type, summed up in float64.
+
+    mean = sum n_k mean_k / n, (n - 1) variance = sum (M2_k + n_k (mean_k - mean)^2) over the bands k, M2 the sum of
+    squared distances from the mean   (Chan, Golub and LeVeque 1979). A single pixel has variance 0.
+    """
+    bands = row_bands(x)
+    # Made at once: small tensors left between the bands would keep their memory from being used again.
+    counts, means, squares = x.new_empty((3, len(bands), *x.shape[:2], 1, 1), dtype=torch.float64)
+    for index, band in enumerate(bands):
+        # Twice as wide, but several times as fast as var_mean.
+        values = x[:, :, band.places].to(torch.float64)
+        counts[index] = len(band) * x.shape[3]
+        means[index] = values.mean(dim=(2, 3), keepdim=True)
+        squares[index] = values.sub_(means[index]).square_().sum(dim=(2, 3), keepdim=True)
+    num_values = x.shape[2] * x.shape[3]
+    mean = (counts * means).sum(dim=0) / num_values
+    variance = (squares + counts * (means - mean) ** 2).sum(dim=0) / max(1, num_values - 1)
+    return mean.to(x.dtype), variance.to(x.dtype)
+
+
+def _match_adain(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+    """Give the pixels the reference's mean and deviation in each channel.
 
     out = (sr - mu_sr) / sd_sr * sd_lq + mu_lq, sd = sqrt(unbiased variance + eps)   (arXiv:1703.06868, eq. 8)
     """
-    num_values = pixels.shape[2] * pixels.shape[3]
-    correction = min(1, num_values - 1)  # A single pixel has no spread; 0 / 0 otherwise.
-
-    def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-        variance, mean = torch.var_mean(x, dim=(2, 3), correction=correction, keepdim=True)
-        return mean, (variance + ADAIN_EPSILON).sqrt()
-
-    mean, deviation = statistics(pixels)
-    reference_mean, reference_deviation = statistics(reference)
-    return (pixels - mean) * (reference_deviation / deviation) + reference_mean
+    mean, variance = _statistics(pixels)
+    reference_mean, reference_variance = _statistics(reference)
+    gain = (reference_variance + ADAIN_EPSILON).sqrt() / (variance + ADAIN_EPSILON).sqrt()
+    for band in row_bands(pixels):
+        out = result[:, :, band.places]
+        torch.sub(pixels[:, :, band.places], mean, out=out).mul_(gain).add_(reference_mean)
 
 
 def rgb_to_lab(pixels: Tensor) -> Tensor:
@@ -112,58 +155,70 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def match_histogram(values: Tensor, reference: Tensor) -> Tensor:
-    """Return ``values`` replaced by the reference's value of the same rank, in each channel of each image.
+    """Return ``values`` with each replaced by the reference's value of the same rank: any shape, the same for both.
 
-    sorted(out) = sorted(ref); equal values keep the order of their places.
-
-    Args:
-        values: [B, C, H, W].
-        reference: [B, C, H, W].
+    sorted(out) = sorted(ref); equal values keep the order of their places. Takes about 32 bytes per value while it
+    runs: the sorted reference, and the places, which are sorted in twice their own memory.
     """
-    order = values.flatten(2).argsort(dim=2, stable=True)
-    ranked = reference.flatten(2).sort(dim=2).values
-    return torch.empty_like(ranked).scatter_(2, order, ranked).view_as(values)
+    ranked = reference.flatten().sort().values
+    order = values.flatten().argsort(stable=True)
+    return torch.empty_like(ranked).scatter_(0, order, ranked).view_as(values)
 
 
-def _match_lab(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Return the wavelet match with the reference's a* and b* histograms and a fifth of its lightness histogram.
+def _match_lab(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+    """Give the wavelet match the reference's a* and b* histograms and a fifth of its lightness histogram.
 
     a*, b* = matched; L* = 0.8 L* + 0.2 matched; clamped to -1 to 1   (SeedVR2's lab method)
+
+    Memory: one channel of one image at a time is matched, which takes about 36 bytes per pixel, as much as three
+    frames. Sorting makes the time n log n.
     """
-    restored, wanted = rgb_to_lab(_match_wavelet(pixels, reference)), rgb_to_lab(reference)
-    matched = match_histogram(restored, wanted)
-    lightness = LAB_LIGHTNESS_KEPT * restored[:, :1] + (1.0 - LAB_LIGHTNESS_KEPT) * matched[:, :1]
-    return lab_to_rgb(torch.cat([lightness, matched[:, 1:]], dim=1))
+    _match_wavelet(pixels, reference, result)
+    for band in row_bands(result):
+        result[:, :, band.places] = rgb_to_lab(result[:, :, band.places])
+    for index, (channel, kept) in product(range(result.shape[0]), enumerate(LAB_KEPT)):
+        plane = result[index, channel]
+        wanted = torch.empty_like(plane)
+        # Converted anew for each channel: two planes less to keep, and little work beside the sorting.
+        for band in row_bands(reference):
+            wanted[band.places] = rgb_to_lab(reference[index : index + 1, :, band.places])[0, channel]
+        matched = match_histogram(plane, wanted)
+        plane.mul_(kept).add_(matched.mul_(1.0 - kept))
+    for band in row_bands(result):
+        result[:, :, band.places] = lab_to_rgb(result[:, :, band.places])
 
 
-def _match_ycbcr(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Return the reference with the pixels' luma: Cb and Cr from the reference, Y from the restored.
+def _match_ycbcr(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+    """Give the reference the pixels' luma: Cb and Cr from the reference, Y from the restored.
 
     In BT.601 full range Cb ~ B - Y and Cr ~ R - Y, so a change of Y alone adds the same to R, G and B:
     out = lq + Y(sr - lq).
     """
-    return reference + luma(pixels - reference)
+    for band in row_bands(pixels):
+        wanted = reference[:, :, band.places]
+        torch.add(wanted, luma(pixels[:, :, band.places] - wanted), out=result[:, :, band.places])
 
 
-_METHODS: dict[ColorMethod, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": _match_nothing,
+_METHODS: dict[ColorMethod, Callable[[Tensor, Tensor, Tensor], None]] = {
     "wavelet": _match_wavelet,
     "adain": _match_adain,
     "lab": _match_lab,
     "ycbcr": _match_ycbcr,
 }
+"""Each writes its match of pixels and reference into a result, which may be the pixels."""
 
 
-def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod) -> Tensor:
+def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod, *, out: Tensor | None = None) -> Tensor:
     """Return ``pixels`` with the colours of ``reference``: [B, 3, H, W], float32, same device.
 
     Only lab clamps its result to -1 to 1. adain and lab use statistics of the whole frame, so they must not be
-    applied to tiles.
+    applied to tiles. None of them records gradients.
 
     Args:
         pixels: [B, 3, H, W], nominally -1 to 1: the restored frame without padding.
-        reference: [B, 3, H, W] in -1 to 1: the input at the same size, same device.
-        method: which of the five.
+        reference: [B, 3, H, W] in -1 to 1: the input at the same size, same device. Never written to.
+        method: which of the five. none returns the pixels themselves.
+        out: [B, 3, H, W], float32, any strides: written to where given; may be ``pixels``. ``none`` leaves it alone.
 
     Raises:
         ImageError: the two differ in shape.
@@ -173,4 +228,9 @@ def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod) -> Tenso
             f"expected a colour reference of the same shape as the image, {tuple(pixels.shape)},"
             f" got {tuple(reference.shape)}: resize the reference first"
         )
-    return _METHODS[method](pixels.to(torch.float32), reference.to(torch.float32))
+    pixels, reference = pixels.to(torch.float32), reference.to(torch.float32)
+    if method == "none":
+        return pixels
+    result = torch.empty_like(pixels) if out is None else out
+    _METHODS[method](pixels, reference, result)
+    return result

@@ -3,16 +3,62 @@
 Role: read by ``pipeline.restore``; filled by the command line and the nodes. No torch here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from .errors import OptionError
 
 ColorMethod = Literal["none", "wavelet", "adain", "lab", "ycbcr"]
+MemoryMode = Literal["auto", "whole", "tiles"]
+AttentionRange = Literal["windows", "full"]
 
 COLOR_METHODS: tuple[ColorMethod, ...] = get_args(ColorMethod)
+MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
+ATTENTION_RANGES: tuple[AttentionRange, ...] = get_args(AttentionRange)
 MIN_SCALE = 0.25
 MAX_SCALE = 16.0
+TILE_STEP_PX = 64
+"""Output pixels that tile sizes and overlaps divide by: 8 per latent cell times 8 in the UNet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryOptions:
+    """How much memory a restoration may take and how it is divided; the defaults leave everything to the planner."""
+
+    mode: MemoryMode = "auto"
+    """``whole`` never cuts the frame into tiles, ``tiles`` always does where it is larger than one."""
+    attention: AttentionRange = "windows"
+    """What the UNet's self-attention sees: overlapping windows, or the whole frame at a cost that grows with the
+    square of its size. The same up to 768 pixels per edge."""
+    budget_bytes: int | None = None
+    """Most bytes of weights and activations together on the device; None takes what is free, less a reserve."""
+    tile_px: int | None = None
+    """Edge of a tile in output pixels, a multiple of 64; None lets the planner choose."""
+    overlap_px: int | None = None
+    """Least overlap of tiles in output pixels, a multiple of 64; None is a quarter of the tile."""
+    tile_batch: int | None = None
+    """Tiles that go through the network together; None lets the planner choose."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            OptionError: a value is out of its range.
+        """
+        if self.mode not in MEMORY_MODES:
+            raise OptionError(f"expected a memory mode of {', '.join(MEMORY_MODES)}, got {self.mode!r}")
+        if self.attention not in ATTENTION_RANGES:
+            raise OptionError(f"expected attention to be one of {', '.join(ATTENTION_RANGES)}, got {self.attention!r}")
+        if self.budget_bytes is not None and self.budget_bytes < 1:
+            raise OptionError(f"expected a budget of at least 1 byte, got {self.budget_bytes}")
+        if self.tile_px is not None and (self.tile_px < TILE_STEP_PX or self.tile_px % TILE_STEP_PX):
+            raise OptionError(f"expected a tile size that is a multiple of {TILE_STEP_PX} pixels, got {self.tile_px}")
+        if self.overlap_px is not None and (self.overlap_px < 0 or self.overlap_px % TILE_STEP_PX):
+            raise OptionError(f"expected an overlap that is a multiple of {TILE_STEP_PX} pixels, got {self.overlap_px}")
+        if self.tile_px is not None and self.overlap_px is not None and self.overlap_px >= self.tile_px:
+            raise OptionError(f"expected an overlap below the tile size, {self.tile_px} pixels, got {self.overlap_px}")
+        if self.tile_batch is not None and self.tile_batch < 1:
+            raise OptionError(f"expected at least 1 tile at a time, got {self.tile_batch}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +75,7 @@ class RestoreOptions:
     """How the colours of the input are carried over to the output (``color.match_color``)."""
     guidance: float | None = None
     """Classifier-free guidance weight. None means the model's own; 1.0 runs one pass, any other value two."""
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
     def __post_init__(self) -> None:
         """Check every field.

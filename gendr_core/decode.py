@@ -4,19 +4,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ShapeError
-from .host import Host
+from .host import Meter
 from .model import GenDRVAE, required_vae
+from .plan import StagePlan
 from .spec import PIXEL_CHANNELS, SPATIAL_FACTOR, Back
+from .windows import BandedFrame
+
+DEFAULT_PLAN = StagePlan()
 
 
-def decode(latent: Tensor, back: Back, vae: GenDRVAE | None = None, *, host: Host | None = None) -> Tensor:
+def decode(
+    latent: Tensor,
+    back: Back,
+    vae: GenDRVAE | None = None,
+    *,
+    plan: StagePlan = DEFAULT_PLAN,
+    meter: Meter | None = None,
+) -> Tensor:
     """Return the image of a latent: through the VAE's decoder, or shuffled back to pixels (GenDR-Pix).
 
     Args:
         latent: [B, latent_channels, h, w], unscaled, or [B, 192, h, w].
         back: how the model before gives its output.
         vae: needed with back ``vae16``, ignored otherwise.
-        host: where networks live.
+        plan: how large the VAE's bands are, and whether it computes some things twice.
+        meter: told of the work done; knows the host, where networks live.
 
     Returns:
         [B, 3, 8h, 8w], nominally in [-1, 1] but not clamped, float32, on the network's device.
@@ -32,5 +44,7 @@ def decode(latent: Tensor, back: Back, vae: GenDRVAE | None = None, *, host: Hos
             )
         return F.pixel_shuffle(latent, SPATIAL_FACTOR).float()
     vae = required_vae(vae)
-    device = (host or Host()).residency.acquire(vae.network, 0)
-    return vae.network.decode(latent.to(device, vae.dtype)).float()
+    meter = meter or Meter()
+    device = meter.host.residency.acquire(vae.network, plan.activation_bytes)
+    run = BandedFrame(plan.bands, vae.network.operations, meter=meter)
+    return vae.network.decode(latent.to(device, vae.dtype), run=run).float()

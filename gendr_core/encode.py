@@ -3,19 +3,31 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .host import Host
+from .host import Meter
 from .model import GenDRVAE, required_vae
+from .plan import StagePlan
 from .spec import SPATIAL_FACTOR, Front
+from .windows import BandedFrame
+
+DEFAULT_PLAN = StagePlan()
 
 
-def encode(pixels: Tensor, front: Front, vae: GenDRVAE | None = None, *, host: Host | None = None) -> Tensor:
+def encode(
+    pixels: Tensor,
+    front: Front,
+    vae: GenDRVAE | None = None,
+    *,
+    plan: StagePlan = DEFAULT_PLAN,
+    meter: Meter | None = None,
+) -> Tensor:
     """Return the latent of an image: the VAE's posterior mode, or the pixels unshuffled by 8 (GenDR-Pix).
 
     Args:
         pixels: [B, 3, H, W] in [-1, 1], float32, sides multiples of 8.
         front: how the model that follows takes its input.
         vae: needed with front ``vae16``, ignored otherwise.
-        host: where networks live.
+        plan: how large the VAE's bands are.
+        meter: told of the work done; knows the host, where networks live.
 
     Returns:
         [B, latent_channels, H/8, W/8], unscaled, or [B, 192, H/8, W/8]; float32, on the CPU or the network's device.
@@ -26,5 +38,7 @@ def encode(pixels: Tensor, front: Front, vae: GenDRVAE | None = None, *, host: H
     if front == "pixel_unshuffle8":
         return F.pixel_unshuffle(pixels, SPATIAL_FACTOR)
     vae = required_vae(vae)
-    device = (host or Host()).residency.acquire(vae.network, 0)
-    return vae.network.encode(pixels.to(device, vae.dtype)).float()
+    meter = meter or Meter()
+    device = meter.host.residency.acquire(vae.network, plan.activation_bytes)
+    run = BandedFrame(plan.bands, vae.network.operations, meter=meter)
+    return vae.network.encode(pixels.to(device, vae.dtype), run=run).float()

@@ -23,3 +23,7 @@ class ShapeError(GenDRError, ValueError):
 
 class CheckpointError(GenDRError, ValueError):
     """A weight file is not what was asked for: wrong kind, damaged, incomplete or unsafe."""
+
+
+class OutOfMemoryError(GenDRError, MemoryError):
+    """The work does not fit in the memory that there is, however it is divided."""

@@ -24,6 +24,11 @@ class Extent:
     height: int
     width: int
 
+    @property
+    def area(self) -> int:
+        """Number of places."""
+        return self.height * self.width
+
     def __str__(self) -> str:
         """Return the size in the order users write it, ``WIDTHxHEIGHT``."""
         return f"{self.width}x{self.height}"
@@ -41,6 +46,40 @@ class Padding:
     def around(self, extent: Extent) -> Extent:
         """Return the size of ``extent`` with this padding added."""
         return Extent(extent.height + self.top + self.bottom, extent.width + self.left + self.right)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of one axis: ``start`` to ``stop``, the latter excluded."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return the number of places."""
+        return self.stop - self.start
+
+    def widened(self, before: int, after: int, length: int) -> "Span":
+        """Return the span with ``before`` and ``after`` more places, cut off at both ends of an axis of ``length``."""
+        return Span(max(0, self.start - before), min(length, self.stop + after))
+
+    def times(self, factor: int) -> "Span":
+        """Return the same part of an axis with ``factor`` times as many places."""
+        return Span(self.start * factor, self.stop * factor)
+
+    def within(self, other: "Span") -> slice:
+        """Return where this span lies inside a tensor that holds ``other``."""
+        return slice(self.start - other.start, self.stop - other.start)
+
+    @property
+    def places(self) -> slice:
+        """The slice of a tensor that holds the whole axis."""
+        return slice(self.start, self.stop)
+
+
+def partition(length: int, size: int) -> list[Span]:
+    """Return consecutive spans that cover an axis of ``length`` exactly, all of ``size`` but for a shorter last one."""
+    return [Span(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _factor(source: Extent, options: RestoreOptions, default_scale: float) -> Fraction:
@@ -89,3 +128,26 @@ def padding_to_multiple(extent: Extent, multiple: int) -> Padding:
     rows, columns = -extent.height % multiple, -extent.width % multiple
     top, left = rows // 2, columns // 2
     return Padding(left=left, right=columns - left, top=top, bottom=rows - top)
+
+
+def tile_spans(length: int, size: int, overlap: int, multiple: int) -> list[Span]:
+    """Return the fewest spans of one length, ``min(size, length)``, that cover an axis of ``length`` exactly.
+
+    They are spread evenly: starts are multiples of ``multiple`` and their distances differ by at most one such step,
+    so no overlap is much wider than the others. Where ``length`` is no multiple, the last start is none either: that
+    span still ends with the axis.
+
+    Args:
+        length: places of the axis, at least 1.
+        size: most places of a span, a multiple of ``multiple``.
+        overlap: least overlap of neighbours, a multiple of ``multiple`` and smaller than ``size``.
+        multiple: at least 1.
+    """
+    if length <= size:
+        return [Span(0, length)]
+    last = length - size
+    num_steps = -(-last // (size - overlap))
+    # Counted in multiples, rounded up: with a rest left over, only the last step is shorter, never longer.
+    places = -(-last // multiple)
+    starts = (min(step * places // num_steps * multiple, last) for step in range(num_steps + 1))
+    return [Span(start, start + size) for start in starts]

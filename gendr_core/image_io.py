@@ -7,14 +7,17 @@ Role: the command line and the training data read and write through here; nodes 
 import secrets
 import struct
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from logging import getLogger
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ImageError
@@ -32,13 +35,13 @@ BIT_DEPTHS: dict[str, tuple[BitDepth, ...]] = {
 }
 """The suffixes that are read and written, and the bits per channel each can be written with; 32 is float."""
 WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded, twice Pillow's warning limit: what Pillow itself refuses as a decompression bomb."""
+MAX_PIXELS = 2**29
+"""Largest image that is decoded: twice 16384x16384. Larger ones are refused as decompression bombs."""
 
+_PILLOW_MAX_PIXELS = 178_956_970  # Above it Pillow's TIFF and WebP decoders refuse by themselves.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _ORIENTATION_TAG = 274
-_PNG_BIT_DEPTH_AT = 24
-_PNG_IHDR_END = 33
+_PNG_BIT_DEPTH_AT, _PNG_IHDR_END = 24, 33
 _PROFILE_SPACE = slice(16, 20)  # The data colour space in an ICC header (ICC.1:2022, table 17).
 # All that decoders raise on damaged bytes; imagecodecs' errors are RuntimeErrors, tifffile's ValueErrors.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, TypeError, struct.error, zlib.error)
@@ -93,42 +96,51 @@ def _fitting_profile(icc: bytes | None, channels: int) -> bytes | None:
     return None
 
 
+def _open_pillow(file: IO[bytes], path: Path) -> Image.Image:
+    """Return the image in ``file``, its size checked and its pixels not yet decoded.
+
+    ``Image.open`` has a lower limit, a variable of the whole process that other packs and threads rely on. The registry
+    of decoders that it goes by has none: so nothing global is changed, not even for a moment.
+    """
+    prefix = file.read(16)  # By which Pillow tells formats apart.
+    file.seek(0)
+    for name in _PILLOW_FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(prefix) is True:  # Where this Pillow lacks the decoder it is a text.
+            opened: Image.Image = factory(file, str(path))
+            _check_size(path, *opened.size)
+            return opened
+    raise UnidentifiedImageError("it begins like none of the formats")
+
+
 def _pillow_samples(opened: Image.Image) -> tuple[Samples, bytes | None]:
-    """Return 8-bit samples of 1, 3 or 4 channels and the profile they are in."""
+    """Return 8-bit samples, [H, W] or of 3 or 4 channels, and the profile they are in."""
     icc: bytes | None = opened.info.get("icc_profile")
-    if opened.mode == "CMYK":
-        if icc is None:
-            return np.asarray(opened.convert("RGB")), None
+    if opened.mode == "CMYK" and icc is not None:
         srgb = ImageCms.ImageCmsProfile(
             ImageCms.createProfile("sRGB")  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         )
         converted = ImageCms.profileToProfile(opened, ImageCms.ImageCmsProfile(BytesIO(icc)), srgb, outputMode="RGB")
         return np.asarray(converted), None
-    if opened.has_transparency_data:
-        return np.asarray(opened.convert("RGBA")), icc
-    if opened.mode in ("1", "L"):
-        return np.asarray(opened.convert("L"))[..., None], icc
-    return np.asarray(opened.convert("RGB")), icc
-
-
-def _decode_png16(path: Path) -> Samples:
-    import imagecodecs  # Optional dependency
-
-    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    mode = "RGBA" if opened.has_transparency_data else "L" if opened.mode in ("1", "L") else "RGB"
+    return np.asarray(opened if opened.mode == mode else opened.convert(mode)), icc  # To the same mode it would copy.
 
 
 def _read_pillow(path: Path) -> tuple[Samples, bytes | None]:
-    with Image.open(path, formats=_PILLOW_FORMATS) as opened:
+    with path.open("rb") as file, _open_pillow(file, path) as opened:
         # Phones store previews and depth maps as further frames of a JPEG (MPO): the first is the photo.
         if opened.format != "MPO":
             _check_single(path, getattr(opened, "n_frames", 1))
         opened.load()
         # After load: Pillow turns TIFF upright by itself and then says so here.
         orientation = opened.getexif().get(_ORIENTATION_TAG, 1)
-        with path.open("rb") as file:
-            header = file.read(_PNG_BIT_DEPTH_AT + 1)
-        if opened.format == "PNG" and header[_PNG_BIT_DEPTH_AT] == 16:
-            samples, icc = _decode_png16(path), opened.info.get("icc_profile")
+        file.seek(_PNG_BIT_DEPTH_AT)
+        if opened.format == "PNG" and file.read(1) == b"\x10":
+            import imagecodecs  # Optional dependency
+
+            samples, icc = np.asarray(imagecodecs.png_decode(path.read_bytes())), opened.info.get("icc_profile")
         else:
             samples, icc = _pillow_samples(opened)
     return upright(np.atleast_3d(samples), orientation), icc
@@ -143,10 +155,11 @@ def _read_tiff(path: Path) -> tuple[Samples, bytes | None]:
         _check_single(path, len(pages))
         page = pages[0]
         _check_size(path, page.imagewidth, page.imagelength)
-        if page.bitspersample <= 8:
-            return _read_pillow(path)  # Which knows palettes, CMYK and bilevel.
         known_color = page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-        if not known_color or page.bitspersample not in (16, 32, 64):
+        needs_pillow = page.bitspersample < 8 or not known_color  # Which knows palettes, CMYK and bilevel.
+        if page.bitspersample <= 8 and (needs_pillow or page.imagewidth * page.imagelength <= _PILLOW_MAX_PIXELS):
+            return _read_pillow(path)
+        if not known_color or page.bitspersample not in (8, 16, 32, 64):
             raise ImageError(
                 f"expected a gray or RGB TIFF of 8, 16 or 32 bits, got {page.bitspersample} bits in colour space"
                 f" {tifffile.PHOTOMETRIC(page.photometric).name} in {path}: convert it"
@@ -178,7 +191,7 @@ def read_image(path: str | Path) -> ImageFile:
     try:
         samples, icc = _read_tiff(path) if suffix in (".tif", ".tiff") else _read_pillow(path)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"expected at most {MAX_PIXELS} pixels in {path}: {error}") from error
+        raise ImageError(f"expected at most {_PILLOW_MAX_PIXELS} pixels for this format in {path}: {error}") from error
     except ImportError as error:
         raise _missing_extra(path, error) from error
     except ImageError:
@@ -186,46 +199,40 @@ def read_image(path: str | Path) -> ImageFile:
     except (ImageCms.PyCMSError, *_DAMAGE) as error:
         raise ImageError(f"expected a whole image file, cannot read {path}: {error}: export it again") from error
     values, bit_depth = to_unit(samples, str(path))
-    image = torch.as_tensor(np.ascontiguousarray(values))[None]
-    return ImageFile(image=image, bit_depth=bit_depth, icc=_fitting_profile(icc, image.shape[3]))
+    icc = _fitting_profile(icc, values.shape[2])
+    return ImageFile(image=torch.as_tensor(values)[None], bit_depth=bit_depth, icc=icc)
 
 
-def _encode_pillow(suffix: str, samples: Samples, icc: bytes | None, quality: int) -> bytes:
-    out = BytesIO()
-    picture = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
-    profile = {} if icc is None else {"icc_profile": icc}
+def _encode_pillow(file: IO[bytes], suffix: str, samples: Samples, icc: bytes | None, quality: int) -> None:
+    options: dict[str, Any] = {} if icc is None else {"icc_profile": icc}
     if suffix in (".jpg", ".jpeg"):
-        picture.save(out, "JPEG", quality=quality, subsampling="4:4:4", **profile)
+        options |= {"quality": quality, "subsampling": "4:4:4"}
     elif suffix == ".webp":
-        picture.save(out, "WEBP", quality=quality, lossless=quality == 100, **profile)
-    elif suffix == ".png":
-        picture.save(out, "PNG", **profile)
-    else:
-        if icc is not None:
-            _log.warning("BMP holds no colour profile: left out; write PNG to keep it")
-        picture.save(out, "BMP")
-    return out.getvalue()
+        options |= {"quality": quality, "lossless": quality == 100}
+    elif suffix == ".bmp" and icc is not None:
+        _log.warning("BMP holds no colour profile: left out; write PNG to keep it")
+    picture = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    picture.save(file, Image.registered_extensions()[suffix], **options)
 
 
-def _encode_png16(samples: Samples, icc: bytes | None) -> bytes:
+def _encode_png16(file: IO[bytes], samples: Samples, icc: bytes | None) -> None:
     import imagecodecs  # Optional dependency
 
-    data = bytes(imagecodecs.png_encode(samples[..., 0] if samples.shape[2] == 1 else samples))
-    if icc is None:
-        return data
-    # An iCCP chunk right after IHDR: name, 0, method 0, deflated profile   (PNG 3rd edition, 11.3.2.3).
-    body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return data[:_PNG_IHDR_END] + chunk + data[_PNG_IHDR_END:]
+    data = memoryview(imagecodecs.png_encode(samples[..., 0] if samples.shape[2] == 1 else samples))
+    file.write(data[:_PNG_IHDR_END])
+    if icc is not None:
+        # An iCCP chunk right after IHDR: name, 0, method 0, deflated profile   (PNG 3rd edition, 11.3.2.3).
+        body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc)
+        file.write(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+    file.write(data[_PNG_IHDR_END:])
 
 
-def _encode_tiff(samples: Samples, icc: bytes | None) -> bytes:
+def _encode_tiff(file: IO[bytes], samples: Samples, icc: bytes | None) -> None:
     import tifffile  # Optional dependency
 
-    out = BytesIO()
     channels = samples.shape[2]
     tifffile.imwrite(
-        out,
+        file,
         samples[..., 0] if channels == 1 else samples,
         photometric="minisblack" if channels == 1 else "rgb",
         planarconfig=None if channels == 1 else "contig",
@@ -236,15 +243,15 @@ def _encode_tiff(samples: Samples, icc: bytes | None) -> bytes:
         software=False,
         iccprofile=icc,
     )
-    return out.getvalue()
 
 
-def _replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` at once or not at all."""
+@contextmanager
+def _whole_file(path: Path) -> Generator[IO[bytes], None, None]:
+    """Give a file to write that takes the place of ``path`` once it is whole, or else is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with temporary.open("x+b") as file:
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # Gone already where all went well.
@@ -280,13 +287,13 @@ def write_image(
     samples = to_stored(image[0].to(torch.float32).numpy(force=True), bit_depth)
     icc = _fitting_profile(icc, samples.shape[2])
     try:
-        if suffix in (".tif", ".tiff"):
-            data = _encode_tiff(samples, icc)
-        elif bit_depth == 16:
-            data = _encode_png16(samples, icc)
-        else:
-            data = _encode_pillow(suffix, samples, icc, quality)
-        _replace_file(path, data)
+        with _whole_file(path) as file:
+            if suffix in (".tif", ".tiff"):
+                _encode_tiff(file, samples, icc)
+            elif bit_depth == 16:
+                _encode_png16(file, samples, icc)
+            else:
+                _encode_pillow(file, suffix, samples, icc, quality)
     except ImportError as error:
         raise _missing_extra(path, error) from error
     except (OSError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .checkpoint import SpecOverrides, read_unet, read_vae
 from .errors import CheckpointError, OptionError
-from .nets import VAE, Operations, UNet
+from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
 from .spec import ModelSpec, VAESpec
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -90,7 +90,7 @@ def load_unet(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    operations: Operations = nn,
+    operations: Operations = TORCH_OPERATIONS,
     overrides: SpecOverrides | None = None,
 ) -> GenDRUNet:
     """Return the UNet of a checkpoint file, ready to run.
@@ -123,7 +123,7 @@ def load_vae(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    operations: Operations = nn,
+    operations: Operations = TORCH_OPERATIONS,
     overrides: SpecOverrides | None = None,
 ) -> GenDRVAE:
     """Return the VAE of a checkpoint file, ready to run.

@@ -1,24 +1,31 @@
 """The whole restoration: prepare -> encode -> step -> decode -> color. The file to read first."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from logging import getLogger
+
 import torch
 from torch import Tensor
 
+from .backoff import run_stage, run_twice, typed_memory_errors
 from .color import match_color
-from .config import RestoreOptions
+from .config import ColorMethod, RestoreOptions
 from .decode import decode
 from .encode import encode
 from .errors import OptionError
-from .geometry import Extent, output_extent
-from .host import Host
+from .geometry import Extent, Span
+from .host import Host, Meter
 from .model import GenDRUNet, GenDRVAE, required_vae
-from .prepare import prepare, restore_layout
+from .planner import Planner, Task
+from .prepare import Prepared, prepare, restore_layout
+from .spec import SPATIAL_FACTOR
 from .step import one_step
 from .tensors import check_image, crop
 
-STAGES_PER_FRAME = 3
-"""Units of progress: encode, step and decode."""
+_log = getLogger(__name__)
 
 
+@typed_memory_errors()
 def restore(
     image: Tensor,
     unet: GenDRUNet,
@@ -44,25 +51,89 @@ def restore(
     Raises:
         ImageError: the image is not one.
         OptionError: an option does not fit the image or the model.
+        OutOfMemoryError: it fits in memory in no way, or not in the budget.
     """
     options, host = options or RestoreOptions(), host or Host()
-    check_image(image)
+    run_twice("the check of the image", lambda: check_image(image))
     check_pair(unet, vae)
-    extent = output_extent(Extent(height=image.shape[1], width=image.shape[2]), options, unet.spec.scale)
-    total = STAGES_PER_FRAME * image.shape[0]
-    frames: list[Tensor] = []
+    num_frames, height, width, channels = image.shape
+    task = Task(source=Extent(height=height, width=width), channels=channels, frames=num_frames)
+    planner = Planner(unet, vae, task, options, host=host)
+    plan = run_twice("planning", planner.plan)
+    _log.info("%s", plan.describe())
+    job = _Job(unet, vae, options, planner, Meter(host, plan.flops))
     with torch.inference_mode():
-        for index, frame in enumerate(image):
-            done = index * STAGES_PER_FRAME
-            prepared = prepare(frame[None], extent)
-            latent = encode(prepared.pixels, unet.spec.front, vae, host=host)
-            _report(host, done + 1, total)
-            latent = one_step(latent, unet, guidance=options.guidance, host=host)
-            _report(host, done + 2, total)
-            pixels = crop(decode(latent, unet.spec.back, vae, host=host).cpu(), prepared.padding, extent)
-            frames.append(restore_layout(match_color(pixels, prepared.reference, options.color), prepared))
-            _report(host, done + 3, total)
-    return torch.cat(frames)
+        size = (num_frames, planner.output.height, planner.output.width, channels)
+        result = run_twice("the result", lambda: torch.empty(size)) if num_frames > 1 else None
+        for index in range(num_frames):
+            out = None if result is None else result[index : index + 1]
+            finished = _restore_frame(image[index : index + 1], job, out)
+    return finished if result is None else result
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all frames of a batch have in common."""
+
+    unet: GenDRUNet
+    vae: GenDRVAE | None
+    options: RestoreOptions
+    planner: Planner
+    meter: Meter
+
+
+def _restore_frame(image: Tensor, job: _Job, out: Tensor | None) -> Tensor:
+    """Return ``image`` [1, H, W, C] restored, in ``out`` where it is given."""
+    unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
+    preview = meter.host.preview
+    prepared = run_twice("prepare", lambda: prepare(image, planner.output))
+    if preview is not None:
+        preview.begin(prepared.pixels)
+    # What goes from stage to stage has one name, so that it is freed as soon as the next stage has made its own.
+    x = prepared.pixels
+    prepared = replace(prepared, pixels=prepared.reference)
+    x = run_stage(planner.encode, meter, lambda way: encode(x, unet.spec.front, vae, plan=way, meter=meter))
+    on_part = preview_tiles(unet, meter.host)
+    guidance = job.options.guidance
+    x = run_stage(
+        planner.step,
+        meter,
+        lambda way: one_step(x, unet, guidance=guidance, plan=way, meter=meter, on_part=on_part),
+    )
+    x = run_stage(planner.decode, meter, lambda way: decode(x, unet.spec.back, vae, plan=way, meter=meter).cpu())
+    if preview is not None:
+        preview.show(x, Span(0, planner.padded.height), Span(0, planner.padded.width))
+    meter.host.interrupt.check()
+    pixels = crop(x, planner.padding, planner.output)
+    return run_twice("color", lambda: finish(pixels, prepared, job.options.color, out=out))
+
+
+def preview_tiles(unet: GenDRUNet, host: Host) -> Callable[[Tensor, Span, Span], None] | None:
+    """Return what shows finished tiles to the host; None where nobody looks or only a VAE makes pixels of them."""
+    preview = host.preview
+    if preview is None or unet.spec.back != "pixel_shuffle8":
+        return None
+
+    def show(tile: Tensor, rows: Span, columns: Span) -> None:
+        preview.show(decode(tile, unet.spec.back), rows.times(SPATIAL_FACTOR), columns.times(SPATIAL_FACTOR))
+
+    return show
+
+
+def finish(pixels: Tensor, prepared: Prepared, method: ColorMethod, *, out: Tensor | None = None) -> Tensor:
+    """Return the image [B, H, W, C] of restored ``pixels``: matched colours, then the layout of the input.
+
+    Args:
+        pixels: [B, 3, H, W], the padding cropped; not written to.
+        prepared: what ``prepare`` returned.
+        method: how colours are matched.
+        out: [B, H, W, C], float32, CPU: written to and returned where given.
+    """
+    if out is None:
+        out = torch.empty(pixels.shape[0], *pixels.shape[2:], prepared.channels)
+    # Colours are matched right inside the image, which saves a frame; gray has no room for that.
+    inside = out[..., :3].permute(0, 3, 1, 2) if prepared.channels > 1 else None
+    return restore_layout(match_color(pixels, prepared.reference, method, out=inside), prepared, out=out)
 
 
 def check_pair(unet: GenDRUNet, vae: GenDRVAE | None) -> None:
@@ -79,8 +150,3 @@ def check_pair(unet: GenDRUNet, vae: GenDRVAE | None) -> None:
         raise OptionError(
             f"expected a VAE with {channels} latent channels, got {latent_channels}: load the UNet's own VAE"
         )
-
-
-def _report(host: Host, done: int, total: int) -> None:
-    host.interrupt.check()
-    host.progress.update(done, total)

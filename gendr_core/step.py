@@ -1,14 +1,31 @@
 """Stage 3 of 5: the one pass through the UNet. Left neighbour ``encode``, right neighbour ``decode``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .errors import OptionError, ShapeError
-from .host import Host
+from .geometry import Span
+from .host import Meter
 from .model import GenDRUNet
+from .nets import WholeFrame
+from .plan import StagePlan
+from .tiling import run_tiles
+from .windows import BandedFrame
+
+DEFAULT_PLAN = StagePlan()
 
 
-def one_step(latent: Tensor, unet: GenDRUNet, *, guidance: float | None = None, host: Host | None = None) -> Tensor:
+def one_step(
+    latent: Tensor,
+    unet: GenDRUNet,
+    *,
+    guidance: float | None = None,
+    plan: StagePlan = DEFAULT_PLAN,
+    meter: Meter | None = None,
+    on_part: Callable[[Tensor, Span, Span], None] | None = None,
+) -> Tensor:
     """Return the restored latent, z_SR = c_skip * z_LQ + c_out * network(z_LQ, t, prompt) (algorithm.md A2).
 
     With guidance w other than 1 the network runs once on a batch of both prompts and
@@ -18,10 +35,12 @@ def one_step(latent: Tensor, unet: GenDRUNet, *, guidance: float | None = None, 
         latent: [B, C, h, w], unscaled; float32.
         unet: the network and how to run it.
         guidance: w; None takes the model's own.
-        host: where networks live.
+        plan: as a whole or in tiles, how large bands are, what self-attention sees.
+        meter: told of the work done; knows the host, where networks live.
+        on_part: told of finished tiles, as ``tiling.run_tiles`` does.
 
     Returns:
-        [B, out_channels, h, w], unscaled, float32, on the network's device.
+        [B, out_channels, h, w], unscaled, float32, on the network's device or where ``plan.tiles`` says.
 
     Raises:
         ShapeError: the latent does not have the channels of this model.
@@ -33,26 +52,64 @@ def one_step(latent: Tensor, unet: GenDRUNet, *, guidance: float | None = None, 
             f"expected a latent of {spec.arch.in_channels} channels (front {spec.front}), got {latent.shape[1]}:"
             " encode with the model's own front"
         )
-    weight = spec.guidance if guidance is None else guidance
-    device = (host or Host()).residency.acquire(unet.network, 0)
-    scaled = latent.to(device) * spec.input_scaling
-    restored = spec.c_out * _predict(scaled.to(unet.dtype), unet, weight).float()
-    if spec.c_skip != 0.0:
-        restored = restored + spec.c_skip * scaled
-    return restored / spec.output_scaling
+    weight = guidance_weight(unet, guidance)
+    meter = meter or Meter()
+    device = meter.host.residency.acquire(unet.network, plan.activation_bytes)
+    run = BandedFrame(plan.bands, unet.network.operations, windows=plan.windows, meter=meter)
+
+    def restored(part: Tensor) -> Tensor:
+        return _restored(part.to(device), unet, weight, run)
+
+    if plan.tiles is None:
+        return restored(latent)
+    canvas_device = device if plan.tiles.canvas == "device" else "cpu"
+    frames = [
+        run_tiles(
+            frame[None],
+            plan.tiles,
+            restored,
+            out_channels=spec.arch.out_channels,
+            canvas_device=canvas_device,
+            on_part=on_part,
+        )
+        for frame in latent
+    ]
+    return frames[0] if len(frames) == 1 else torch.cat(frames)
 
 
-def _predict(latent: Tensor, unet: GenDRUNet, weight: float) -> Tensor:
-    """Return the guided prediction, [B, C, h, w] in the dtype of ``latent``."""
-    batch = latent.shape[0]
-    positive = unet.positive.to(latent).expand(batch, -1, -1)
-    if weight == 1.0:
-        return unet.network(latent, unet.spec.timestep, positive)
-    if unet.negative is None:
+def guidance_weight(unet: GenDRUNet, guidance: float | None) -> float:
+    """Return the guidance that ``guidance`` means for this model: None is its own.
+
+    Raises:
+        OptionError: it is not 1 and the model has no negative prompt.
+    """
+    weight = unet.spec.guidance if guidance is None else guidance
+    if weight != 1.0 and unet.negative is None:
         raise OptionError(
             f"expected a model with a negative prompt for guidance {weight}, got one without: set guidance to 1"
         )
+    return weight
+
+
+def _restored(latent: Tensor, unet: GenDRUNet, weight: float, run: WholeFrame) -> Tensor:
+    """Return z_SR of ``latent`` [B, C, h, w] on the network's device: float32, unscaled."""
+    spec = unet.spec
+    scaled = latent if spec.input_scaling == 1.0 else latent * spec.input_scaling
+    # In place from here on: at this size every copy counts.
+    restored = _predict(scaled.to(unet.dtype), unet, weight, run).float().mul_(spec.c_out)
+    if spec.c_skip != 0.0:
+        restored.add_(scaled, alpha=spec.c_skip)
+    return restored.div_(spec.output_scaling)
+
+
+def _predict(latent: Tensor, unet: GenDRUNet, weight: float, run: WholeFrame) -> Tensor:
+    """Return the guided prediction, [B, C, h, w] in the dtype of ``latent``."""
+    batch = latent.shape[0]
+    positive = unet.positive.to(latent).expand(batch, -1, -1)
+    if unet.negative is None or weight == 1.0:
+        return unet.network(latent, unet.spec.timestep, positive, run=run)
     negative = unet.negative.to(latent).expand(batch, -1, -1)
-    both = unet.network(latent.repeat(2, 1, 1, 1), unet.spec.timestep, torch.cat([negative, positive]))
+    prompts = torch.cat([negative, positive])
+    both = unet.network(latent.repeat(2, 1, 1, 1), unet.spec.timestep, prompts, run=run)
     unguided, guided = both.chunk(2)
     return unguided + weight * (guided - unguided)

@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 
 from .errors import ImageError
-from .geometry import Extent, Padding
+from .geometry import Extent, Padding, Span, partition
 
 IMAGE_CHANNELS = (1, 3, 4)
 """Gray, RGB, RGB with alpha."""
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Y' = 0.299 R' + 0.587 G' + 0.114 B'  (ITU-R BT.601-7, section 2.5.1)."""
+BAND_BYTES = 16 * 2**20
+"""Bytes of the bands that frames are worked through in: little beside a frame, and much for a single call."""
+
+
+def row_bands(x: Tensor, axis: int = 2) -> list[Span]:
+    """Return bands of about ``BAND_BYTES`` that cover ``x``, which is not empty, along ``axis``; at least one row."""
+    row_bytes = x.element_size() * x.numel() // x.shape[axis]
+    return partition(x.shape[axis], max(1, BAND_BYTES // row_bytes))
 
 
 def check_image(image: Tensor) -> None:
@@ -39,22 +47,31 @@ def check_image(image: Tensor) -> None:
         raise ImageError(f"expected at least one image of 1x1 pixel, got shape {shape}: give a non-empty batch")
     if not image.is_floating_point():
         raise ImageError(f"expected floating point values from 0 to 1, got {image.dtype}: divide by the largest value")
-    num_bad = int((~torch.isfinite(image)).sum())
-    if num_bad:
+    if image.is_meta:
+        return  # Planning runs on shapes alone; there are no values to look at.
+    # Extremes need no mask of the frame's size, and what is not finite always shows in them.
+    if not bool(torch.stack(image.aminmax()).isfinite().all()):
+        num_bad = sum(int((~image[:, band.places].isfinite()).sum()) for band in row_bands(image, axis=1))
         raise ImageError(
             f"expected finite values, got {num_bad} of {image.numel()} that are NaN or infinite:"
             " check the step that made this image"
         )
 
 
-def to_pixels(image: Tensor) -> Tensor:
-    """Return pixels [B, 3, H, W] in -1 to 1, float32, on the image's device; 2 * image - 1.
+def to_planes(image: Tensor) -> Tensor:
+    """Return a copy of ``image`` [B, H, W, C] as planes [B, C, H, W], clamped to 0 to 1, float32, contiguous."""
+    # Contiguous, because kernels for other memory orders may differ in the last bit.
+    planes = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return planes.clamp_(0.0, 1.0)
+
+
+def to_pixels(planes: Tensor) -> Tensor:
+    """Return pixels [B, 3, H, W] in -1 to 1, made of ``planes``, which are overwritten; 2 * planes - 1.
 
     Args:
-        image: [B, H, W, C] in 0 to 1. Gray is repeated into three channels; alpha is left out.
+        planes: [B, C, H, W] in 0 to 1, float32. Gray, C = 1, is repeated into three channels.
     """
-    planes = image[..., :3].permute(0, 3, 1, 2).to(torch.float32)
-    return (planes * 2.0 - 1.0).expand(-1, 3, -1, -1).contiguous()
+    return planes.mul_(2.0).sub_(1.0).expand(-1, 3, -1, -1).contiguous()
 
 
 def to_image(pixels: Tensor) -> Tensor:
@@ -63,8 +80,8 @@ def to_image(pixels: Tensor) -> Tensor:
     Args:
         pixels: [B, C, H, W], nominally -1 to 1, any dtype and device.
     """
-    planes = pixels.to("cpu", torch.float32)
-    return ((planes + 1.0) * 0.5).clamp(0.0, 1.0).permute(0, 2, 3, 1).contiguous()
+    planes = pixels.to("cpu", torch.float32) + 1.0
+    return planes.mul_(0.5).clamp_(0.0, 1.0).permute(0, 2, 3, 1).contiguous()
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -96,9 +113,18 @@ def reflect_pad(x: Tensor, padding: Padding) -> Tensor:
     extent = Extent(x.shape[2], x.shape[3])
     if padding.around(extent) == extent:
         return x
+    around = padding.around(extent)
     rows = _reflected_index(extent.height, padding.top, padding.bottom, x.device)
     columns = _reflected_index(extent.width, padding.left, padding.right, x.device)
-    return x.index_select(2, rows).index_select(3, columns)
+    padded = x.new_empty(x.shape[0], x.shape[1], around.height, around.width)
+    # The middle once, then its sides, then above and below: no second frame on the way.
+    crop(padded, padding, extent).copy_(x)
+    middle = padded[:, :, padding.top : padding.top + extent.height]
+    for sides in (slice(0, padding.left), slice(padding.left + extent.width, around.width)):
+        middle[..., sides] = x.index_select(3, columns[sides])
+    for ends in (slice(0, padding.top), slice(padding.top + extent.height, around.height)):
+        padded[:, :, ends] = middle.index_select(2, rows[ends])
+    return padded
 
 
 def crop(x: Tensor, padding: Padding, extent: Extent) -> Tensor:

@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 from .color import MatchColor
 from .latent import Decode, Encode, OneStep
 from .loaders import LoadUNet, LoadVAE16
+from .plan import Plan
 from .restore import Restore
 
 
@@ -16,4 +17,4 @@ class GenDRExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return every node."""
-        return [LoadUNet, LoadVAE16, Restore, Encode, OneStep, Decode, MatchColor]
+        return [LoadUNet, LoadVAE16, Restore, Plan, Encode, OneStep, Decode, MatchColor]

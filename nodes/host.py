@@ -20,20 +20,26 @@ import torch
 
 from ..gendr_core.checkpoint import SUFFIXES, inspect
 from ..gendr_core.errors import CheckpointError, OptionError
-from ..gendr_core.host import Host
+from ..gendr_core.geometry import Extent
+from ..gendr_core.host import Host, Meter
 from ..gendr_core.model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
+from ..gendr_core.plan import Bands, StagePlan
+from ..gendr_core.planner import BAND_BYTES, OTHER_BAND_BYTES
+from ..gendr_core.sketch import decode_cost, encode_cost
+from ..gendr_core.spec import SPATIAL_FACTOR, ModelSpec, UNetArch
+from ..gendr_core.windows import BandedFrame
+from .preview import MAX_EDGE, Display
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from comfy.model_patcher import ModelPatcher
+    from PIL.Image import Image
+    from torch import Tensor
 
 UNET_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VAE_DTYPES = (torch.bfloat16, torch.float32)
 """What the networks run well in, the preferred one first; this family of VAEs overflows float16."""
-
-CORE_VAE_WIDTH = 128
-"""Channels at full resolution of the VAEs that the host's memory estimates were made for."""
 
 
 HostedVAE: TypeAlias = comfy.sd.VAE
@@ -46,6 +52,22 @@ class HostedUNet:
 
     unet: GenDRUNet
     patcher: "ModelPatcher"
+
+
+class HostOperations:
+    """Layer classes of the host, and its way to their weights: cast, streamed and patched as its own layers do it."""
+
+    def __init__(self, layers: type) -> None:
+        """Take the classes from ``layers``, one of the host's namespaces."""
+        self.Conv2d = layers.Conv2d
+        self.Linear = layers.Linear
+        self.GroupNorm = layers.GroupNorm
+        self.LayerNorm = layers.LayerNorm
+
+    @staticmethod
+    def weights(layer: torch.nn.Module, like: "Tensor", /) -> "tuple[Tensor, Tensor | None]":
+        """Return weight and bias of ``layer``, on the device and in the dtype of ``like``."""
+        return comfy.ops.cast_bias_weight(layer, like)
 
 
 def weight_files(folder: str) -> list[str]:
@@ -77,8 +99,8 @@ def load_hosted_unet(name: str) -> HostedUNet:
     stored = comfy.model_management.unet_dtype(device, inspect(path).num_parameters, dtypes)
     # Some devices keep weights in a dtype that they cannot compute in; the layers then cast as they go.
     computed = comfy.model_management.unet_manual_cast(stored, device, dtypes) or stored
-    operations = comfy.ops.disable_weight_init if computed == stored else comfy.ops.manual_cast
-    unet = replace(load_unet(path, dtype=stored, operations=operations), dtype=computed)
+    layers = comfy.ops.disable_weight_init if computed == stored else comfy.ops.manual_cast
+    unet = replace(load_unet(path, dtype=stored, operations=HostOperations(layers)), dtype=computed)
     return HostedUNet(unet=unet, patcher=_patcher(unet.network, device, comfy.model_management.unet_offload_device()))
 
 
@@ -93,19 +115,40 @@ def load_hosted_vae(name: str) -> HostedVAE:
     """
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, list(VAE_DTYPES))
-    ours = load_vae(_weight_path("vae", name), dtype=dtype, operations=comfy.ops.disable_weight_init)
+    operations = HostOperations(comfy.ops.disable_weight_init)
+    ours = load_vae(_weight_path("vae", name), dtype=dtype, operations=operations)
     vae = _empty_vae(device, dtype)
     vae.first_stage_model = ours.network
     vae.patcher = _patcher(ours.network, device, comfy.model_management.vae_offload_device())
     vae.latent_channels = ours.spec.arch.latent_channels
     # Later hosts measure the network once; this makes them measure ours.
     vae.size = None
-    encode_bytes, decode_bytes = vae.memory_used_encode, vae.memory_used_decode
-    share = ours.spec.arch.block_out_channels[0] / CORE_VAE_WIDTH
-    vae.memory_used_encode = lambda shape, dtype: share * encode_bytes(shape, dtype)
-    vae.memory_used_decode = lambda shape, dtype: share * decode_bytes(shape, dtype)
+    _run_in_bands(vae, ours, device.type)
     vae.gendr = ours
     return vae
+
+
+def _run_in_bands(vae: HostedVAE, ours: GenDRVAE, device_type: str) -> None:
+    """Have the host's own nodes run our network as our stages do, and free as much memory for it as that takes."""
+    way = StagePlan(bands=Bands(band_bytes=BAND_BYTES.get(device_type, OTHER_BAND_BYTES)[0]))
+    meter = Meter(Host(interrupt=_Interrupt()))
+    ours.network.run = BandedFrame(way.bands, ours.network.operations, meter=meter)
+    channels = ours.spec.arch.latent_channels
+    unet = ModelSpec(arch=UNetArch(in_channels=channels, out_channels=channels))
+    spec, computed = ours.spec, ours.dtype
+
+    def encode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
+        """Return the peak for one of the images [B, C, H, W]."""
+        # Cut off to whole cells by the host before they are encoded.
+        height, width = (max(SPATIAL_FACTOR, edge // SPATIAL_FACTOR * SPATIAL_FACTOR) for edge in shape[-2:])
+        return encode_cost(unet, spec, computed, Extent(height, width), way, device_type).peak_bytes
+
+    def decode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
+        """Return the peak for one of the latents [B, C, h, w]."""
+        height, width = (SPATIAL_FACTOR * edge for edge in shape[-2:])
+        return decode_cost(unet, spec, computed, Extent(height, width), way, device_type).peak_bytes
+
+    vae.memory_used_encode, vae.memory_used_decode = encode_bytes, decode_bytes
 
 
 def gendr_vae(vae: HostedVAE | None) -> GenDRVAE | None:
@@ -128,20 +171,20 @@ def gendr_vae(vae: HostedVAE | None) -> GenDRVAE | None:
 def host_for(model: HostedUNet | None = None, vae: HostedVAE | None = None) -> Host:
     """Return the services for one run of one node, which may use these networks."""
     patchers = [owner.patcher for owner in (model, vae) if owner is not None]
-    return Host(progress=_Progress(), interrupt=_Interrupt(), residency=_Residency(patchers))
+    display = Display(_ProgressBar())
+    return Host(progress=display, preview=display, interrupt=_Interrupt(), residency=_Residency(patchers))
 
 
-class _Progress:
-    """The progress bar of the running node."""
+class _ProgressBar:
+    """The progress bar of the running node, and the picture on it."""
 
     def __init__(self) -> None:
         self._bar: comfy.utils.ProgressBar | None = None
 
-    def update(self, done: int, total: int) -> None:
-        """Show it; raises the host's own exception where the user has asked to stop."""
-        bar = self._bar or comfy.utils.ProgressBar(total)
-        bar.update_absolute(done, total)
-        self._bar = bar
+    def __call__(self, done: int, total: int, picture: "Image | None") -> None:
+        """Show them; raises the host's own exception where the user has asked to stop."""
+        bar = self._bar = self._bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total, None if picture is None else ("JPEG", picture, MAX_EDGE))
 
 
 class _Interrupt:
@@ -160,9 +203,33 @@ class _Residency:
 
     def acquire(self, network: torch.nn.Module, activation_bytes: int) -> torch.device:
         """Have the host load what fits of the network, beside ``activation_bytes``, and return where it runs."""
-        patcher = next(patcher for patcher in self._patchers if patcher.model is network)
+        patcher = self._patcher_of(network)
         comfy.model_management.load_models_gpu([patcher], memory_required=activation_bytes)
         return patcher.load_device
+
+    def device_of(self, network: torch.nn.Module) -> torch.device:
+        """Return where the host runs the network."""
+        return self._patcher_of(network).load_device
+
+    def resident_bytes(self, network: torch.nn.Module, others: "Sequence[torch.nn.Module]") -> int:
+        """Return the bytes of the network: the host unloads the others for it, unless they live on the processor."""
+        resident = [network, *others] if self.device_of(network).type == "cpu" else [network]
+        return sum(map(comfy.model_management.module_size, resident))
+
+    def room_bytes(self, network: torch.nn.Module) -> int | None:
+        """Return what ``acquire`` can make free for activations by unloading everything else; None on a processor."""
+        device, management = self.device_of(network), comfy.model_management
+        if device.type == "cpu":
+            return None
+        loaded = [x for x in management.current_loaded_models if x.device == device and x.model is not None]
+        available = management.get_free_memory(device) + sum(x.model_loaded_memory() for x in loaded)
+        reserve = management.extra_reserved_memory()
+        # The host keeps its minimum for activations in any case: weights that do not fit beside that are streamed.
+        least = min(available, management.minimum_inference_memory()) - reserve
+        return int(max(available - management.module_size(network) - reserve, least))
+
+    def _patcher_of(self, network: torch.nn.Module) -> "ModelPatcher":
+        return next(patcher for patcher in self._patchers if patcher.model is network)
 
 
 def _weight_path(folder: str, name: str) -> Path:

@@ -13,17 +13,20 @@ from comfy_api.latest import io
 from ..gendr_core.decode import decode
 from ..gendr_core.encode import encode
 from ..gendr_core.errors import ShapeError
-from ..gendr_core.geometry import Extent, Padding, output_extent
+from ..gendr_core.geometry import Padding
+from ..gendr_core.planner import Planner
 from ..gendr_core.prepare import Prepared, prepare, restore_layout
-from ..gendr_core.spec import SPATIAL_FACTOR
 from ..gendr_core.step import one_step
-from ..gendr_core.tensors import crop, to_image
-from .frames import each_frame
+from ..gendr_core.tensors import check_image, crop, to_image
+from .frames import image_task, latent_extent, latent_planner, run_frames
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import (
+    budget_input,
     guidance_input,
-    guidance_weight,
     image_input,
+    latent_options,
+    memory_inputs,
+    memory_options,
     model_input,
     node_schema,
     restore_options,
@@ -33,6 +36,9 @@ from .sockets import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Unpack
+
+    from .sockets import MemoryWidgets
 
 FRAME_KEY = "gendr_frame"
 """Where a LATENT keeps its ``Prepared``, without the pictures."""
@@ -48,7 +54,13 @@ class Encode(io.ComfyNode):
             "GenDR_Encode",
             "GenDR Encode",
             "Resizes an image to its final size and turns it into the latent that the model works on.",
-            inputs=[image_input("Image to restore, at its own size."), model_input(), vae_input(), *size_inputs()],
+            inputs=[
+                image_input("Image to restore, at its own size."),
+                model_input(),
+                vae_input(),
+                *size_inputs(),
+                budget_input(),
+            ],
             outputs=[
                 io.Latent.Output(
                     display_name="latent", tooltip="For GenDR One Step. Also remembers size and alpha for GenDR Decode."
@@ -62,14 +74,24 @@ class Encode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: "Tensor", model: HostedUNet, size: str, factor: float, edge: int, vae: HostedVAE | None = None
+        cls,
+        image: "Tensor",
+        model: HostedUNet,
+        size: str,
+        factor: float,
+        edge: int,
+        vae: HostedVAE | None = None,
+        **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Encode the batch."""
-        host, spec = host_for(model, vae), model.unet.spec
-        source = Extent(height=image.shape[1], width=image.shape[2])
-        prepared = prepare(image, output_extent(source, restore_options(size, factor, edge), spec.scale))
-        stage = partial(encode, front=spec.front, vae=gendr_vae(vae), host=host)
-        latent = {"samples": each_frame(stage, host, prepared.pixels), FRAME_KEY: _without_pictures(prepared)}
+        check_image(image)
+        host, unet, vae16 = host_for(model, vae), model.unet, gendr_vae(vae)
+        options = restore_options(size, factor, edge, memory=memory_options(**memory))
+        planner = Planner(unet, vae16, image_task(image), options, host=host)
+        ladder, prepared = planner.encode, prepare(image, planner.output)
+        stage = partial(encode, front=unet.spec.front, vae=vae16)
+        samples = run_frames("encode", ladder, host, stage, prepared.pixels)
+        latent = {"samples": samples, FRAME_KEY: _without_pictures(prepared)}
         return io.NodeOutput(latent, to_image(prepared.reference))
 
 
@@ -83,16 +105,25 @@ class OneStep(io.ComfyNode):
             "GenDR_OneStep",
             "GenDR One Step",
             "Restores a latent in one pass through the model, without noise, sampler or text prompt.",
-            inputs=[io.Latent.Input("latent", tooltip="Latent from GenDR Encode."), model_input(), guidance_input()],
+            inputs=[
+                io.Latent.Input("latent", tooltip="Latent from GenDR Encode."),
+                model_input(),
+                guidance_input(),
+                *memory_inputs(),
+            ],
             outputs=[io.Latent.Output(display_name="restored", tooltip="The restored latent, for GenDR Decode.")],
         )
 
     @classmethod
-    def execute(cls, latent: dict[str, Any], model: HostedUNet, guidance: float) -> io.NodeOutput:
+    def execute(
+        cls, latent: dict[str, Any], model: HostedUNet, guidance: float, **memory: "Unpack[MemoryWidgets]"
+    ) -> io.NodeOutput:
         """Restore the batch."""
-        host = host_for(model)
-        stage = partial(one_step, unet=model.unet, guidance=guidance_weight(guidance), host=host)
-        return io.NodeOutput({**latent, "samples": each_frame(stage, host, latent["samples"])})
+        host, samples = host_for(model), latent["samples"]
+        options = latent_options(guidance=guidance, memory=memory_options(**memory))
+        planner = latent_planner(samples, model.unet, None, options, host=host)
+        stage = partial(one_step, unet=model.unet, guidance=options.guidance)
+        return io.NodeOutput({**latent, "samples": run_frames("step", planner.step, host, stage, samples)})
 
 
 class Decode(io.ComfyNode):
@@ -105,17 +136,30 @@ class Decode(io.ComfyNode):
             "GenDR_Decode",
             "GenDR Decode",
             "Turns a restored latent into an image of exactly the size asked of GenDR Encode, with its alpha.",
-            inputs=[io.Latent.Input("latent", tooltip="Latent from GenDR One Step."), model_input(), vae_input()],
+            inputs=[
+                io.Latent.Input("latent", tooltip="Latent from GenDR One Step."),
+                model_input(),
+                vae_input(),
+                budget_input(),
+            ],
             outputs=[io.Image.Output(display_name="image", tooltip="The image, before any colour matching.")],
         )
 
     @classmethod
-    def execute(cls, latent: dict[str, Any], model: HostedUNet, vae: HostedVAE | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        latent: dict[str, Any],
+        model: HostedUNet,
+        vae: HostedVAE | None = None,
+        **memory: "Unpack[MemoryWidgets]",
+    ) -> io.NodeOutput:
         """Decode the batch."""
-        host, frame = host_for(model, vae), _frame_of(latent)
-        stage = partial(decode, back=model.unet.spec.back, vae=gendr_vae(vae), host=host)
-        pixels = crop(each_frame(stage, host, latent["samples"]), frame.padding, frame.extent)
-        return io.NodeOutput(restore_layout(pixels, frame))
+        frame, samples = _frame_of(latent), latent["samples"]
+        host, vae16 = host_for(model, vae), gendr_vae(vae)
+        planner = latent_planner(samples, model.unet, vae16, latent_options(memory=memory_options(**memory)), host=host)
+        stage = partial(decode, back=model.unet.spec.back, vae=vae16)
+        pixels = run_frames("decode", planner.decode, host, stage, samples)
+        return io.NodeOutput(restore_layout(crop(pixels, frame.padding, frame.extent), frame))
 
 
 def _without_pictures(prepared: Prepared) -> Prepared:
@@ -131,7 +175,7 @@ def _frame_of(latent: dict[str, Any]) -> Prepared:
         ShapeError: another node changed the size, or the number of images where they have alpha.
     """
     samples = latent["samples"]
-    whole = Extent(height=samples.shape[2] * SPATIAL_FACTOR, width=samples.shape[3] * SPATIAL_FACTOR)
+    whole = latent_extent(samples)
     frame: Prepared | None = latent.get(FRAME_KEY)
     if frame is None:
         nothing, no_padding = samples.new_empty(0), Padding(left=0, right=0, top=0, bottom=0)

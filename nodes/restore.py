@@ -14,6 +14,8 @@ from .sockets import (
     color_input,
     guidance_input,
     image_input,
+    memory_inputs,
+    memory_options,
     model_input,
     node_schema,
     restore_options,
@@ -23,6 +25,9 @@ from .sockets import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Unpack
+
+    from .sockets import MemoryWidgets
 
 
 class Restore(io.ComfyNode):
@@ -47,6 +52,7 @@ class Restore(io.ComfyNode):
                     " chroma; none."
                 ),
                 guidance_input(),
+                *memory_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image, of exactly the size asked for.")
@@ -65,7 +71,9 @@ class Restore(io.ComfyNode):
         color: ColorMethod,
         guidance: float,
         vae: HostedVAE | None = None,
+        **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Restore the batch."""
-        options = restore_options(size, factor, edge, color, guidance)
+        widgets = memory_options(**memory)
+        options = restore_options(size, factor, edge, color=color, guidance=guidance, memory=widgets)
         return io.NodeOutput(restore(image, model.unet, gendr_vae(vae), options, host=host_for(model, vae)))

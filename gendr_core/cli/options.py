@@ -12,8 +12,17 @@ from time import perf_counter
 
 import torch
 
-from ..config import COLOR_METHODS, MAX_SCALE, MIN_SCALE, RestoreOptions
+from ..config import (
+    ATTENTION_RANGES,
+    COLOR_METHODS,
+    MAX_SCALE,
+    MEMORY_MODES,
+    MIN_SCALE,
+    MemoryOptions,
+    RestoreOptions,
+)
 from ..errors import OptionError
+from ..memory import parse_bytes
 from ..model import (
     DEFAULT_UNET,
     GenDRUNet,
@@ -117,8 +126,31 @@ def add_restore_options(parser: argparse.ArgumentParser, *, sizes: bool = True) 
     )
 
 
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add the fields of ``MemoryOptions``."""
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--memory",
+        choices=MEMORY_MODES,
+        default="auto",
+        help="whole never cuts the frame into tiles, tiles always does (default auto: tiles where nothing else fits)",
+    )
+    group.add_argument(
+        "--budget", metavar="SIZE", help="most memory for weights and work, such as 8GiB (default: what is free)"
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTION_RANGES,
+        default="windows",
+        help="what self-attention sees in large frames: full costs the square of the size (default windows)",
+    )
+    group.add_argument("--tile", type=int, metavar="PIXELS", help="edge of a tile, a multiple of 64")
+    group.add_argument("--overlap", type=int, metavar="PIXELS", help="overlap of tiles, a multiple of 64")
+    group.add_argument("--tile-batch", type=int, metavar="N", help="tiles that run together")
+
+
 def restore_options(options: argparse.Namespace) -> RestoreOptions:
-    """Return what ``add_restore_options`` added, checked.
+    """Return what ``add_restore_options`` and ``add_memory_options`` added, checked.
 
     Raises:
         OptionError: a value is out of its range.
@@ -129,6 +161,14 @@ def restore_options(options: argparse.Namespace) -> RestoreOptions:
         shortest_edge=options.shortest_edge,
         color=options.color,
         guidance=options.guidance,
+        memory=MemoryOptions(
+            mode=options.memory,
+            attention=options.attention,
+            budget_bytes=None if options.budget is None else parse_bytes(options.budget),
+            tile_px=options.tile,
+            overlap_px=options.overlap,
+            tile_batch=options.tile_batch,
+        ),
     )
 
 

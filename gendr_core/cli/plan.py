@@ -1,34 +1,29 @@
-"""``gendr plan``: sizes, FLOPs and memory of a restoration before anything runs.
+"""``gendr plan``: how a restoration would run, and the memory and work it would take, before anything does.
 
-Role: runs the very stages of the pipeline on networks without memory, under ``cost.measure``.
+Role: asks ``planner`` about networks without memory; needs no accelerator to plan for one.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import read_unet, read_vae
-from ..color import match_color
-from ..config import RestoreOptions
-from ..cost import Cost, measure
-from ..decode import decode
-from ..encode import encode
 from ..errors import OptionError
-from ..geometry import PAD_MULTIPLE, Extent, output_extent, padding_to_multiple
+from ..geometry import Extent
+from ..memory import format_bytes
 from ..model import DEFAULT_UNET, GenDRUNet, GenDRVAE, resolve_weights
-from ..nets import VAE, UNet
 from ..pipeline import check_pair
+from ..plan import Plan, StagePlan
+from ..planner import Planner, Task
+from ..sketch import unet_sketch, vae_sketch
 from ..spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
-from ..step import one_step
-from ..tensors import crop
 from .options import (
     add_common_options,
+    add_memory_options,
     add_model_options,
     add_restore_options,
     choose_device,
@@ -38,22 +33,9 @@ from .options import (
     restore_options,
 )
 
-SUMMARY = "Say how large the output will be and what memory and computation it takes, before anything runs."
+SUMMARY = "Say how a restoration would run and what memory and computation it takes, before anything does."
 FULL_TOKENS = 77
 """Length of the prompt of SD2.1's text encoder."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """Sizes and cost of one whole-frame restoration."""
-
-    input: Extent
-    output: Extent
-    padded: Extent
-    """What the networks see: ``output`` padded."""
-    latent: Extent
-    stages: dict[str, Cost]
-    """Of each stage; the bytes are those of images, latents and activations, without weights."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=_parse_size, required=True, metavar="WxH", help="size of the input image in pixels"
     )
+    parser.add_argument("--channels", type=int, choices=(1, 3, 4), default=3, help="of the input image (default 3)")
+    parser.add_argument("--frames", type=int, default=1, metavar="N", help="images in the batch (default 1)")
     add_restore_options(parser)
+    add_memory_options(parser)
     add_model_options(parser)
     parser.add_argument(
         "--arch",
@@ -76,71 +61,78 @@ def run(options: argparse.Namespace) -> bool:
 
     Raises:
         OptionError: the options contradict each other, or ask for more than GenDR makes.
+        OutOfMemoryError: no plan fits the budget, or what is free.
         CheckpointError: a weight file cannot be used.
     """
+    if options.frames < 1:
+        raise OptionError(f"expected at least 1 frame, got {options.frames}")
     settings = restore_options(options)
-    unet, vae = _sketch_models(options)
-    plan = plan_restoration(options.size, unet, vae, settings)
-    networks: list[nn.Module] = [unet.network, *([] if vae is None else [vae.network])]
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    weight_bytes = sum(parameter.nbytes for parameter in parameters)
-    guidance = unet.spec.guidance if settings.guidance is None else settings.guidance
-    report = {
-        "mode": "whole",
-        "dtype": dtype_name(unet.dtype),
-        **{name: _pair(getattr(plan, name)) for name in ("input", "output", "padded", "latent")},
-        "passes": 1 if guidance == 1.0 else 2,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "weight_bytes": weight_bytes,
-        "flops": sum(cost.flops for cost in plan.stages.values()),
-        "peak_bytes": weight_bytes + max(cost.peak_bytes for cost in plan.stages.values()),
-        "stages": [
-            {"name": name, "flops": cost.flops, "peak_bytes": cost.peak_bytes} for name, cost in plan.stages.items()
-        ],
-    }
-    print(json.dumps(report, indent=2) if options.json else _text(report))
+    device_type = _device_type(options.device)
+    unet, vae = _sketch_models(options, device_type)
+    check_pair(unet, vae)
+    task = Task(source=options.size, channels=options.channels, frames=options.frames)
+    plan = Planner(unet, vae, task, settings, device_type=device_type).plan()
+    report = _report(plan, unet, vae)
+    print(json.dumps(report, indent=2) if options.json else _text(plan, report))
     return True
 
 
-def plan_restoration(source: Extent, unet: GenDRUNet, vae: GenDRVAE | None, options: RestoreOptions) -> Plan:
-    """Return sizes and cost of restoring one image, for networks on the meta device.
-
-    Follows ``pipeline.restore`` from the padded pixels on, so what is measured is what runs.
-
-    Args:
-        source: size of the input.
-        unet: on the meta device.
-        vae: on the meta device, or None where the UNet needs none.
-        options: as for ``restore``.
-
-    Raises:
-        OptionError: the VAE does not fit, the output would be too large, or there is no negative prompt for guidance.
-    """
-    check_pair(unet, vae)
-    output = output_extent(source, options, unet.spec.scale)
-    padding = padding_to_multiple(output, PAD_MULTIPLE)
-    padded = padding.around(output)
-    reference, pixels = (torch.empty(1, 3, size.height, size.width, device="meta") for size in (output, padded))
-    stages: dict[str, Cost] = {}
-
-    def stage(name: str, compute: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
-        # The pipeline keeps the reference and the pixels until the end.
-        result, stages[name] = measure(compute, held=(reference, pixels, *inputs))
-        return result
-
-    latent = stage("encode", lambda: encode(pixels, unet.spec.front, vae))
-    restored = stage("step", lambda: one_step(latent, unet, guidance=options.guidance), latent)
-    decoded = stage("decode", lambda: decode(restored, unet.spec.back, vae), restored)
-    stage("color", lambda: match_color(crop(decoded, padding, output), reference, options.color), decoded)
-    cells = Extent(padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR)
-    return Plan(input=source, output=output, padded=padded, latent=cells, stages=stages)
+def _device_type(name: str) -> str:
+    """Return what to plan for: any device by name, whether it is here or not; auto is one that is."""
+    return choose_device(name).type if name == "auto" else name
 
 
-def _sketch_models(options: argparse.Namespace) -> tuple[GenDRUNet, GenDRVAE | None]:
+def _report(plan: Plan, unet: GenDRUNet, vae: GenDRVAE | None) -> dict[str, Any]:
+    networks: list[nn.Module] = [unet.network, *([] if vae is None else [vae.network])]
+    latent = Extent(plan.padded.height // SPATIAL_FACTOR, plan.padded.width // SPATIAL_FACTOR)
+    sizes = {"input": plan.input, "output": plan.output, "padded": plan.padded, "latent": latent}
+    step = plan.stages["step"]
+    return {
+        "summary": plan.describe(),
+        "mode": step.mode,
+        "device": plan.device_type,
+        "dtype": dtype_name(unet.dtype),
+        **{name: [size.width, size.height] for name, size in sizes.items()},
+        "frames": plan.frames,
+        "passes": plan.passes,
+        "window_cells": None if step.windows is None else step.windows.size,
+        "tiles": _tiles(step),
+        "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
+        "weight_bytes": max(plan.weight_bytes.values()),
+        "flops": plan.flops,
+        "peak_bytes": plan.peak_bytes,
+        "peak_stage": plan.peak_stage,
+        "stages": [
+            {
+                "name": name,
+                "flops": stage.flops,
+                "activation_bytes": stage.activation_bytes,
+                "band_bytes": stage.bands.band_bytes if name in plan.weight_bytes else None,
+                "recompute": stage.bands.recompute,
+            }
+            for name, stage in plan.stages.items()
+        ],
+    }
+
+
+def _tiles(step: StagePlan) -> dict[str, int | str] | None:
+    """Return sizes in output pixels; None where the frame runs as a whole."""
+    if step.tiles is None:
+        return None
+    tiles = step.tiles
+    return {
+        "size_px": tiles.size * SPATIAL_FACTOR,
+        "overlap_px": tiles.overlap * SPATIAL_FACTOR,
+        "batch": tiles.batch,
+        "canvas": tiles.canvas,
+    }
+
+
+def _sketch_models(options: argparse.Namespace, device_type: str) -> tuple[GenDRUNet, GenDRVAE | None]:
     """Return the models that ``load_models`` would load, without memory."""
     if options.arch is not None and (options.unet is not None or options.vae is not None):
         raise OptionError("expected either --arch or weight files, got both: drop --arch, or --unet and --vae")
-    dtype, vae_dtype = choose_dtypes(options.dtype, choose_device(options.device))
+    dtype, vae_dtype = choose_dtypes(options.dtype, torch.device(device_type))
     if options.arch == "full":
         prompt = torch.empty(FULL_TOKENS, UNetArch().cross_attention_dim, device="meta")
         full = _sketch_unet(ModelSpec(arch=UNetArch()), dtype, positive=prompt, negative=prompt)
@@ -153,12 +145,13 @@ def _sketch_models(options: argparse.Namespace) -> tuple[GenDRUNet, GenDRVAE | N
 
 
 def _sketch_unet(spec: ModelSpec, dtype: torch.dtype, *, positive: Tensor, negative: Tensor | None) -> GenDRUNet:
-    network = UNet(spec.arch, device="meta", dtype=dtype).requires_grad_(False)
-    return GenDRUNet(network=network, spec=spec, positive=positive, negative=negative, dtype=dtype)
+    return GenDRUNet(
+        network=unet_sketch(spec.arch, dtype), spec=spec, positive=positive, negative=negative, dtype=dtype
+    )
 
 
 def _sketch_vae(spec: VAESpec, dtype: torch.dtype) -> GenDRVAE:
-    return GenDRVAE(network=VAE(spec.arch, device="meta", dtype=dtype).requires_grad_(False), spec=spec, dtype=dtype)
+    return GenDRVAE(network=vae_sketch(spec.arch, dtype), spec=spec, dtype=dtype)
 
 
 def _parse_size(text: str) -> Extent:
@@ -168,27 +161,20 @@ def _parse_size(text: str) -> Extent:
     return Extent(height=int(match[2]), width=int(match[1]))
 
 
-def _pair(extent: Extent) -> list[int]:
-    return [extent.width, extent.height]
-
-
-def _text(report: dict[str, Any]) -> str:
+def _text(plan: Plan, report: dict[str, Any]) -> str:
     sizes = {name: "x".join(map(str, report[name])) for name in ("input", "output", "padded", "latent")}
-    lines = [f"{name:<10} {size}" for name, size in sizes.items()]
+    lines = [plan.describe(), "", *(f"{name:<10} {size}" for name, size in sizes.items())]
+    weights = format_bytes(report["weight_bytes"])
     lines += [
-        f"passes     {report['passes']}",
-        f"weights    {report['parameters']:,} parameters, {_megabytes(report['weight_bytes'])} in {report['dtype']}",
+        f"passes     {plan.passes}",
+        f"weights    {report['parameters']:,} parameters, {weights} in {report['dtype']}",
         "",
-        f"{'stage':<10} {'TFLOP':>10} {'peak MB':>10}",
+        f"{'stage':<10} {'TFLOP':>10} {'activations':>12}",
         *(
-            f"{row['name']:<10} {row['flops'] / 1e12:>10.4f} {row['peak_bytes'] / 1e6:>10.1f}"
-            for row in report["stages"]
+            f"{name:<10} {stage.flops / 1e12:>10.4f} {format_bytes(stage.activation_bytes):>12}"
+            for name, stage in plan.stages.items()
         ),
         "",
-        f"in all     {report['flops'] / 1e12:.4f} TFLOP, at most {_megabytes(report['peak_bytes'])} with the weights",
+        f"in all     {plan.flops / 1e12:.4f} TFLOP, at most {format_bytes(plan.peak_bytes)} with the weights",
     ]
     return "\n".join(lines)
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

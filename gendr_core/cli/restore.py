@@ -17,13 +17,21 @@ from tqdm import tqdm
 
 from ..config import RestoreOptions
 from ..errors import OptionError
-from ..host import Host
+from ..host import Host, Meter
 from ..image_io import read_image, write_image
-from ..pipeline import STAGES_PER_FRAME, restore
+from ..pipeline import restore
 from ..samples import BitDepth
 from .failures import FAILURES, report_failure
 from .files import FORMATS, Job, Naming, check_alpha, check_format, check_targets, fitting_depth, plan_jobs
-from .options import Models, add_common_options, add_model_options, add_restore_options, load_models, restore_options
+from .options import (
+    Models,
+    add_common_options,
+    add_memory_options,
+    add_model_options,
+    add_restore_options,
+    load_models,
+    restore_options,
+)
 
 SUMMARY = "Restore and enlarge images in one diffusion step."
 BIT_DEPTH_NAMES: dict[str, BitDepth | None] = {"auto": None, "8": 8, "16": 16, "32": 32}
@@ -62,20 +70,19 @@ class _Bar:
     def __init__(self, num_files: int, *, quiet: bool) -> None:
         self._files_done = 0
         self._bar: tqdm[Any] = tqdm(
-            total=STAGES_PER_FRAME * num_files,
-            unit="stage",
+            total=Meter.STEPS * num_files,
             bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
             disable=quiet or not sys.stderr.isatty(),
         )
 
     def update(self, done: int, total: int) -> None:
-        """Show that ``done`` of the ``total`` stages of the current file are finished."""
+        """Show that ``done`` of the ``total`` steps of the current file are finished."""
         del total
-        self._bar.update(self._files_done * STAGES_PER_FRAME + done - self._bar.n)
+        self._bar.update(self._files_done * Meter.STEPS + done - self._bar.n)
 
     def finish_file(self) -> None:
         """Show that the current file is done with, whether it went well or not."""
-        self.update(STAGES_PER_FRAME, STAGES_PER_FRAME)
+        self.update(Meter.STEPS, Meter.STEPS)
         self._files_done += 1
 
     def say(self, line: str) -> None:
@@ -99,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file for a single image, else a folder (made)",
     )
     add_restore_options(parser)
+    add_memory_options(parser)
     add_model_options(parser)
     group = parser.add_argument_group("output files")
     group.add_argument("--overwrite", action="store_true", help="replace existing files")

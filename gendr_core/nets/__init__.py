@@ -3,8 +3,9 @@
 Role: built by ``model`` from the architectures in ``spec``; they know nothing of files, tiles or hosts.
 """
 
-from .layers import Operations
+from .frame import WholeFrame
+from .layers import TORCH_OPERATIONS, Operations
 from .unet import UNet
 from .vae import VAE
 
-__all__ = ["VAE", "Operations", "UNet"]
+__all__ = ["TORCH_OPERATIONS", "VAE", "Operations", "UNet", "WholeFrame"]

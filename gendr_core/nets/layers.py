@@ -1,7 +1,8 @@
 """The blocks that the UNet and the VAE share. Names of parameters are those of diffusers.
 
 Role: used by ``unet`` and ``vae``. Every layer with weights is made by an ``Operations`` namespace, so that a host can
-supply classes that cast or stream their weights.
+supply classes that cast or stream their weights. ``forward`` runs a block on a whole frame with plain torch, gradients
+included; how a frame too large for that runs is ``frame``'s and ``bands``' business.
 
 Shapes: B = batch, C = channels, H, W = rows and columns of the current level, N = tokens (H * W), D = context width.
 """
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Operations(Protocol):
-    """A namespace of layer classes with torch.nn's signatures; ``torch.nn`` itself is one."""
+    """A namespace of layer classes with torch.nn's signatures, and a way to their weights."""
 
     @property
     def Conv2d(self) -> type[nn.Conv2d]:  # noqa: N802 - the name is torch's
@@ -35,6 +36,28 @@ class Operations(Protocol):
     def LayerNorm(self) -> type[nn.LayerNorm]:  # noqa: N802
         """Class of layer normalisations."""
         ...
+
+    def weights(self, layer: nn.Module, like: Tensor, /) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of one of its layers, on the device and in the dtype of ``like``."""
+        ...
+
+
+class TorchOperations:
+    """torch.nn's own layers, whose weights stay where they are."""
+
+    Conv2d = nn.Conv2d
+    Linear = nn.Linear
+    GroupNorm = nn.GroupNorm
+    LayerNorm = nn.LayerNorm
+
+    @staticmethod
+    def weights(layer: nn.Module, like: Tensor, /) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias in the dtype of ``like``, as ``Operations.weights``."""
+        weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+        return weight.to(like), None if bias is None else bias.to(like)
+
+
+TORCH_OPERATIONS = TorchOperations()
 
 
 class Factory:
@@ -92,10 +115,17 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
         """Return [B, C_out, H, W] from ``x`` [B, C_in, H, W] and ``time_embedding`` [B or 1, time_channels]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None and time_embedding is not None:
-            h = h + self.time_emb_proj(F.silu(time_embedding))[:, :, None, None]
+        time_bias = self.time_bias(time_embedding)
+        if time_bias is not None:
+            h = h + time_bias
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def time_bias(self, time_embedding: Tensor | None) -> Tensor | None:
+        """Return what the timestep adds behind ``conv1``, [B or 1, C_out, 1, 1]; None in a block without time."""
+        if self.time_emb_proj is None or time_embedding is None:
+            return None
+        return self.time_emb_proj(F.silu(time_embedding))[:, :, None, None]
 
 
 class Attention(nn.Module):
@@ -114,7 +144,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return [B, N, C] from ``x`` [B, N, C] and ``context`` [B, M, D]."""
         source = x if context is None else context
-        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(source)), self._split(self.to_v(source))
+        return self.mix(x, self.to_k(source), self.to_v(source))
+
+    def mix(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what the queries of ``x`` [B, N, C] find in ``keys`` and ``values`` [B, M, C]: [B, N, C]."""
+        q, k, v = self._split(self.to_q(x)), self._split(keys), self._split(values)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
@@ -194,18 +228,42 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+class FrameAttention(nn.Module):
+    """Single-head attention over all positions of a feature map, with a residual: the middle of the VAE."""
+
+    def __init__(self, make: Factory, channels: int, groups: int, eps: float) -> None:
+        """Build the norm and the four projections."""
+        super().__init__()
+        self.group_norm = make.group_norm(groups, channels, eps)
+        self.to_q = make.linear(channels, channels)
+        self.to_k = make.linear(channels, channels)
+        self.to_v = make.linear(channels, channels)
+        self.to_out = nn.ModuleList([make.linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H, W] from the same shape."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        mixed = self.mix(tokens, self.to_k(tokens), self.to_v(tokens))
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def mix(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what the queries of ``x`` [B, N, C] find in ``keys`` and ``values`` [B, M, C]: [B, N, C]."""
+        mixed = F.scaled_dot_product_attention(self.to_q(x)[:, None], keys[:, None], values[:, None])
+        return self.to_out[0](mixed[:, 0])
+
+
 class Downsample(nn.Module):
     """Halves both axes by a stride-2 convolution; ``pad_end`` is the VAE's one-sided padding."""
 
     def __init__(self, make: Factory, channels: int, *, pad_end: bool) -> None:
         """Build the convolution."""
         super().__init__()
-        self._pad_end = pad_end
+        self.pad_end = pad_end
         self.conv = make.conv(channels, channels, stride=2, padding=0 if pad_end else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, C, H', W']; H' = ceil(H / 2), or floor(H / 2) with ``pad_end``."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self._pad_end else x)
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_end else x)
 
 
 class Upsample(nn.Module):

@@ -4,18 +4,31 @@ Role: the one network pass of ``step``. Its left neighbour is the latent, its ri
 ``step.one_step``. Parameter names are those of diffusers' UNet2DConditionModel, so its files load as they are.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..spec import UNetArch
-from .layers import Downsample, Factory, Operations, ResnetBlock, SpatialTransformer, Upsample
+from .frame import WholeFrame
+from .layers import TORCH_OPERATIONS, Downsample, Factory, Operations, ResnetBlock, SpatialTransformer, Upsample
 
 NORM_EPS = 1e-5
 """Epsilon of the UNet's resnet and output norms (SD2.1); the VAE uses 1e-6."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What every block of a pass is given besides the frame."""
+
+    time_embedding: Tensor
+    """[B or 1, time channels]."""
+    context: Tensor
+    """[B, tokens, cross_attention_dim]."""
+    run: WholeFrame
+    """How the frame goes through."""
 
 
 def timestep_features(timestep: Tensor, channels: int) -> Tensor:
@@ -26,8 +39,8 @@ def timestep_features(timestep: Tensor, channels: int) -> Tensor:
         channels: even number of features.
     """
     half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10_000.0) * exponent)[None]
+    frequencies = torch.tensor([10_000.0 ** (-index / half) for index in range(half)], device=timestep.device)
+    angles = timestep.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -56,14 +69,17 @@ class Stage(nn.Module):
         self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in channels_in)
         self.attentions = nn.ModuleList(_transformer(make, arch, channels) for _ in channels_in) if attention else None
 
-    def layer(self, index: int, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
-        """Return [B, channels, H, W] after resnet ``index`` and its transformer, if any."""
-        x = self.resnets[index](x, time_embedding)
-        return x if self.attentions is None else self.attentions[index](x, context)
+    def resnet(self, index: int, x: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+        """Return [B, channels, H, W] of resnet ``index`` on ``x`` and ``skip``."""
+        return given.run.resnet(self.resnets[index], x, time_embedding=given.time_embedding, skip=skip)
+
+    def attend(self, index: int, x: Tensor, given: Conditions) -> Tensor:
+        """Return what the transformer after resnet ``index`` makes of ``x``: ``x`` itself where there is none."""
+        return x if self.attentions is None else given.run.transformer(self.attentions[index], x, given.context)
 
 
 class DownStage(Stage):
-    """One level on the way down; its outputs are the skips of the same level on the way up."""
+    """One level on the way down, and the way to the next."""
 
     def __init__(self, make: Factory, arch: UNetArch, channels_in: int, level: int) -> None:
         """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
@@ -73,19 +89,9 @@ class DownStage(Stage):
         last = level == arch.num_levels - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(make, channels, pad_end=False)])
 
-    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> list[Tensor]:
-        """Return every intermediate result in order; the last one is the input of the next level."""
-        skips: list[Tensor] = []
-        for index in range(len(self.resnets)):
-            x = self.layer(index, x, time_embedding, context)
-            skips.append(x)
-        if self.downsamplers is not None:
-            skips.append(self.downsamplers[0](x))
-        return skips
-
 
 class UpStage(Stage):
-    """One level on the way up; each resnet takes one skip, the last one of the list first."""
+    """One level on the way up, whose resnets take one skip each, and the way to the next finer one."""
 
     def __init__(
         self, make: Factory, arch: UNetArch, channels_in: int, skip_channels: Sequence[int], level: int
@@ -96,16 +102,6 @@ class UpStage(Stage):
         inputs = [before + skip for before, skip in zip(befores, skip_channels, strict=True)]
         super().__init__(make, arch, inputs, channels, attention=arch.attention_levels[level])
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample(make, channels)])
-
-    def forward(self, x: Tensor, skips: list[Tensor], time_embedding: Tensor, context: Tensor) -> Tensor:
-        """Return [B, channels, H', W'], taking this level's skips off the end of ``skips``."""
-        for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), time_embedding, context)
-        if self.upsamplers is not None:
-            # The next skip has the size to return to: odd sizes lose their last row or column on the way down.
-            height, width = skips[-1].shape[2:]
-            x = self.upsamplers[0](x, (height, width))
-        return x
 
 
 class MidStage(nn.Module):
@@ -118,10 +114,11 @@ class MidStage(nn.Module):
         self.resnets = nn.ModuleList(_resnet(make, arch, channels, channels) for _ in range(2))
         self.attentions = nn.ModuleList([_transformer(make, arch, channels)])
 
-    def forward(self, x: Tensor, time_embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, given: Conditions) -> Tensor:
         """Return [B, C, H, W] from the same shape."""
-        x = self.attentions[0](self.resnets[0](x, time_embedding), context)
-        return self.resnets[1](x, time_embedding)
+        x = given.run.resnet(self.resnets[0], x, time_embedding=given.time_embedding)
+        x = given.run.transformer(self.attentions[0], x, given.context)
+        return given.run.resnet(self.resnets[1], x, time_embedding=given.time_embedding)
 
 
 class UNet(nn.Module):
@@ -131,7 +128,7 @@ class UNet(nn.Module):
         self,
         arch: UNetArch,
         *,
-        operations: Operations = nn,
+        operations: Operations = TORCH_OPERATIONS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -145,6 +142,7 @@ class UNet(nn.Module):
         """
         super().__init__()
         self.arch = arch
+        self.operations = operations
         make = Factory(operations, device, dtype)
         widths = arch.block_out_channels
         self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
@@ -162,13 +160,16 @@ class UNet(nn.Module):
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
         self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
 
-    def forward(self, latent: Tensor, timestep: int | Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, latent: Tensor, timestep: int | Tensor, context: Tensor, *, run: WholeFrame | None = None
+    ) -> Tensor:
         """Return the prediction [B, out_channels, h, w], same dtype and device as ``latent``.
 
         Args:
             latent: [B, in_channels, h, w], scaled latent, any h and w of at least 1.
             timestep: 0 to 999; one number, or [B].
             context: [B, tokens, cross_attention_dim], prompt embedding, dtype and device of ``latent``.
+            run: how the frame goes through; None runs it whole.
 
         Raises:
             ShapeError: the latent or the context does not have the channels that the weights expect.
@@ -180,17 +181,32 @@ class UNet(nn.Module):
             )
         if context.shape[2] != self.arch.cross_attention_dim:
             raise ShapeError(f"expected a prompt of width {self.arch.cross_attention_dim}, got {context.shape[2]}")
-        steps = torch.as_tensor(timestep, device=latent.device).reshape(-1)
-        features = timestep_features(steps, self.arch.block_out_channels[0]).to(latent.dtype)
-        time_embedding = self.time_embedding(features)
-        x = self.conv_in(latent)
-        skips = [x]
-        for stage in self.down_blocks:
-            skips += stage(skips[-1], time_embedding, context)
-        x = self.mid_block(skips[-1], time_embedding, context)
+        # A number stays on the processor: dozens of values, and no waiting for the device.
+        steps = torch.as_tensor(timestep).reshape(-1)
+        features = timestep_features(steps, self.arch.block_out_channels[0]).to(latent)
+        given = Conditions(time_embedding=self.time_embedding(features), context=context, run=run or WholeFrame())
+        skips = self._down(latent, given)
+        x = self.mid_block(skips[-1], given)
+        # In one function: a caller further up would keep the frame of an earlier block in memory.
         for stage in self.up_blocks:
-            x = stage(x, skips, time_embedding, context)
-        return self.conv_out(nn.functional.silu(self.conv_norm_out(x)))
+            for index in range(len(stage.resnets)):
+                x = stage.resnet(index, x, given, skips.pop())
+                x = stage.attend(index, x, given)
+            if stage.upsamplers is not None:
+                # The next skip has the size to return to: odd sizes lose their last row or column on the way down.
+                height, width = skips[-1].shape[2:]
+                x = given.run.upsample(stage.upsamplers[0], x, (height, width))
+        return given.run.output(self.conv_norm_out, self.conv_out, x)
+
+    def _down(self, latent: Tensor, given: Conditions) -> list[Tensor]:
+        """Return every result on the way down in order: the skips for the way up."""
+        skips = [given.run.convolution(self.conv_in, latent)]
+        for stage in self.down_blocks:
+            for index in range(len(stage.resnets)):
+                skips.append(stage.attend(index, stage.resnet(index, skips[-1], given), given))
+            if stage.downsamplers is not None:
+                skips.append(given.run.downsample(stage.downsamplers[0], skips[-1]))
+        return skips
 
 
 def _time_channels(arch: UNetArch) -> int:

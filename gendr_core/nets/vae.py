@@ -5,38 +5,18 @@ they are. Latents are unscaled here; ``step`` applies the scaling factor.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..spec import VAEArch
-from .layers import Downsample, Factory, Operations, ResnetBlock, Upsample
+from .frame import WholeFrame
+from .layers import TORCH_OPERATIONS, Downsample, Factory, FrameAttention, Operations, ResnetBlock, Upsample
 
 NORM_EPS = 1e-6
 
 
-class MidAttention(nn.Module):
-    """Single-head attention over all positions of the coarsest level, with a residual."""
-
-    def __init__(self, make: Factory, channels: int, groups: int) -> None:
-        """Build the norm and the four projections."""
-        super().__init__()
-        self.group_norm = make.group_norm(groups, channels, NORM_EPS)
-        self.to_q = make.linear(channels, channels)
-        self.to_k = make.linear(channels, channels)
-        self.to_v = make.linear(channels, channels)
-        self.to_out = nn.ModuleList([make.linear(channels, channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, H, W] from the same shape."""
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (layer(tokens)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
-        mixed = self.to_out[0](F.scaled_dot_product_attention(q, k, v)[:, 0])
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
-
-
 class Middle(nn.Module):
-    """Resnet, attention (where the VAE has one), resnet at the coarsest level."""
+    """Resnet, attention (where the VAE has one), resnet at the coarsest level; its owner runs them."""
 
     def __init__(self, make: Factory, arch: VAEArch) -> None:
         """Build the layers."""
@@ -44,19 +24,12 @@ class Middle(nn.Module):
         channels = arch.block_out_channels[-1]
         self.resnets = nn.ModuleList(_resnet(make, arch, channels, channels) for _ in range(2))
         self.attentions = (
-            nn.ModuleList([MidAttention(make, channels, arch.norm_groups)]) if arch.mid_attention else None
+            nn.ModuleList([FrameAttention(make, channels, arch.norm_groups, NORM_EPS)]) if arch.mid_attention else None
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, H, W] from the same shape."""
-        x = self.resnets[0](x)
-        if self.attentions is not None:
-            x = self.attentions[0](x)
-        return self.resnets[1](x)
 
 
 class DownStage(nn.Module):
-    """The resnets of one encoder level and the way to the next."""
+    """The resnets of one encoder level and the way to the next; the encoder runs them."""
 
     def __init__(self, make: Factory, arch: VAEArch, channels_in: int, level: int) -> None:
         """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
@@ -67,15 +40,9 @@ class DownStage(nn.Module):
         last = level == len(arch.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(make, channels, pad_end=True)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input of the next level."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x if self.downsamplers is None else self.downsamplers[0](x)
-
 
 class UpStage(nn.Module):
-    """The resnets of one decoder level and the way to the next finer one."""
+    """The resnets of one decoder level and the way to the next finer one; the decoder runs them."""
 
     def __init__(self, make: Factory, arch: VAEArch, channels_in: int, level: int) -> None:
         """Build level ``level`` (0 is the finest) on ``channels_in`` channels."""
@@ -84,12 +51,6 @@ class UpStage(nn.Module):
         inputs = [channels_in] + [channels] * arch.layers_per_block
         self.resnets = nn.ModuleList(_resnet(make, arch, c, channels) for c in inputs)
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample(make, channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input of the next finer level."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x if self.upsamplers is None else self.upsamplers[0](x, (2 * x.shape[2], 2 * x.shape[3]))
 
 
 class Encoder(nn.Module):
@@ -106,12 +67,20 @@ class Encoder(nn.Module):
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[-1], NORM_EPS)
         self.conv_out = make.conv(widths[-1], 2 * arch.latent_channels, padding=1)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, run: WholeFrame) -> Tensor:
         """Return [B, 2 * latent_channels, h, w] from [B, 3, H, W]."""
-        x = self.conv_in(pixels)
+        # All in one function: a caller further up would keep the frame of an earlier block in memory.
+        x = run.convolution(self.conv_in, pixels)
         for stage in self.down_blocks:
-            x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+            for resnet in stage.resnets:
+                x = run.resnet(resnet, x, owned=True)
+            if stage.downsamplers is not None:
+                x = run.downsample(stage.downsamplers[0], x)
+        x = run.resnet(self.mid_block.resnets[0], x, owned=True)
+        if self.mid_block.attentions is not None:
+            x = run.attention(self.mid_block.attentions[0], x)
+        x = run.resnet(self.mid_block.resnets[1], x, owned=True)
+        return run.output(self.conv_norm_out, self.conv_out, x)
 
 
 class Decoder(nn.Module):
@@ -128,12 +97,20 @@ class Decoder(nn.Module):
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
         self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, run: WholeFrame) -> Tensor:
         """Return [B, 3, H, W] from [B, latent_channels, h, w]."""
-        x = self.mid_block(self.conv_in(latent))
+        # All in one function, as in the encoder.
+        x = run.convolution(self.conv_in, latent)
+        x = run.resnet(self.mid_block.resnets[0], x, owned=True)
+        if self.mid_block.attentions is not None:
+            x = run.attention(self.mid_block.attentions[0], x)
+        x = run.resnet(self.mid_block.resnets[1], x, owned=True)
         for stage in self.up_blocks:
-            x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+            for resnet in stage.resnets:
+                x = run.resnet(resnet, x, owned=True)
+            if stage.upsamplers is not None:
+                x = run.upsample(stage.upsamplers[0], x, (2 * x.shape[2], 2 * x.shape[3]))
+        return run.output(self.conv_norm_out, self.conv_out, x)
 
 
 class VAE(nn.Module):
@@ -143,7 +120,7 @@ class VAE(nn.Module):
         self,
         arch: VAEArch,
         *,
-        operations: Operations = nn,
+        operations: Operations = TORCH_OPERATIONS,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -157,6 +134,9 @@ class VAE(nn.Module):
         """
         super().__init__()
         self.arch = arch
+        self.operations = operations
+        self.run = WholeFrame()
+        """How a frame runs where the caller does not say; a host that calls the network by itself gets this."""
         make = Factory(operations, device, dtype)
         channels = arch.latent_channels
         self.encoder = Encoder(make, arch)
@@ -164,11 +144,12 @@ class VAE(nn.Module):
         self.quant_conv = make.conv(2 * channels, 2 * channels, 1) if arch.quant_conv else None
         self.post_quant_conv = make.conv(channels, channels, 1) if arch.quant_conv else None
 
-    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, pixels: Tensor, *, run: WholeFrame | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the posterior, each [B, latent_channels, h, w].
 
         Args:
             pixels: [B, in_channels, H, W] in [-1, 1]; H and W multiples of ``arch.spatial_factor``.
+            run: how the frame goes through; None takes the network's own ``run``.
 
         Raises:
             ShapeError: channels or size do not fit.
@@ -179,28 +160,31 @@ class VAE(nn.Module):
                 f"expected {self.arch.in_channels} channels and sides that are multiples of {factor},"
                 f" got {list(pixels.shape[1:])}: pad the image first"
             )
-        moments = self.encoder(pixels)
+        moments = self.encoder(pixels, run or self.run)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, *, run: WholeFrame | None = None) -> Tensor:
         """Return the posterior mode [B, latent_channels, h, w], unscaled; deterministic. Arguments as ``moments``."""
-        return self.moments(pixels)[0]
+        return self.moments(pixels, run=run)[0]
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, *, run: WholeFrame | None = None) -> Tensor:
         """Return pixels [B, out_channels, H, W], nominally in [-1, 1] but not clamped.
 
         Args:
             latent: [B, latent_channels, h, w], unscaled.
+            run: how the frame goes through; None takes the network's own ``run``.
 
         Raises:
             ShapeError: the channels do not fit.
         """
         if latent.shape[1] != self.arch.latent_channels:
             raise ShapeError(f"expected a latent of {self.arch.latent_channels} channels, got {latent.shape[1]}")
-        return self.decoder(latent if self.post_quant_conv is None else self.post_quant_conv(latent))
+        if self.post_quant_conv is not None:
+            latent = self.post_quant_conv(latent)
+        return self.decoder(latent, run or self.run)
 
 
 def _resnet(make: Factory, arch: VAEArch, channels_in: int, channels_out: int) -> ResnetBlock:

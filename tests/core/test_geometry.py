@@ -1,12 +1,24 @@
 """Sizes and paddings: exact tables for rounding, properties for everything else."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendr_core.config import RestoreOptions
 from gendr_core.errors import OptionError
-from gendr_core.geometry import MAX_EDGE, PAD_MULTIPLE, Extent, Padding, output_extent, padding_to_multiple
+from gendr_core.geometry import (
+    MAX_EDGE,
+    PAD_MULTIPLE,
+    Extent,
+    Padding,
+    Span,
+    output_extent,
+    padding_to_multiple,
+    partition,
+    tile_spans,
+)
 
 edges = st.integers(1, 4096)
 extents = st.builds(Extent, edges, edges)
@@ -66,3 +78,78 @@ def test_padding_is_the_least_and_even(extent: Extent, multiple: int) -> None:
 
 def test_odd_padding_goes_right_and_down() -> None:
     assert padding_to_multiple(Extent(1, 63), PAD_MULTIPLE) == Padding(left=0, right=1, top=31, bottom=32)
+
+
+def test_span_arithmetic() -> None:
+    span = Span(8, 24)
+    assert len(span) == 16
+    assert span.widened(3, 5, 100) == Span(5, 29)
+    assert span.widened(10, 10, 30) == Span(0, 30)
+    assert span.times(8) == Span(64, 192)
+    assert list(range(100))[span.places] == list(range(8, 24))
+    assert list(range(5, 29))[span.within(Span(5, 29))] == list(range(8, 24))
+
+
+@given(st.integers(0, 20_000), st.integers(1, 500))
+def test_partition_covers_each_place_once(length: int, size: int) -> None:
+    spans = partition(length, size)
+    assert [place for span in spans for place in range(span.start, span.stop)] == list(range(length))
+    assert all(len(span) == size for span in spans[:-1])
+    assert all(1 <= len(span) <= size for span in spans)
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Length, size, overlap and multiple, as ``tile_spans`` takes them."""
+    multiple = draw(st.sampled_from([1, 8, 64]))
+    size = draw(st.integers(1, 40))
+    overlap = draw(st.integers(0, size - 1))
+    return draw(st.integers(1, 20_000)), size * multiple, overlap * multiple, multiple
+
+
+@settings(deadline=None)
+@given(tilings())
+def test_tile_spans_cover_the_axis_with_the_overlap_asked(tiling: tuple[int, int, int, int]) -> None:
+    length, size, overlap, _ = tiling
+    spans = tile_spans(*tiling)
+    assert (spans[0].start, spans[-1].stop) == (0, length)
+    assert {len(span) for span in spans} == {min(size, length)}
+    for left, right in pairwise(spans):
+        assert left.start < right.start
+        assert left.stop - right.start >= overlap
+
+
+@settings(deadline=None)
+@given(tilings())
+def test_tile_spans_are_as_few_as_can_be(tiling: tuple[int, int, int, int]) -> None:
+    length, size, overlap, _ = tiling
+    # Each span after the first brings at most size - overlap new places.
+    fewest = 1 if length <= size else -(-(length - overlap) // (size - overlap))
+    assert len(tile_spans(*tiling)) == fewest
+
+
+@settings(deadline=None)
+@given(tilings())
+def test_tile_spans_start_at_multiples_evenly(tiling: tuple[int, int, int, int]) -> None:
+    length, size, overlap, multiple = tiling
+    assert all(span.start % multiple == 0 for span in tile_spans(*tiling)[:-1])
+    spans = tile_spans(-(-length // multiple) * multiple, size, overlap, multiple)
+    assert all(span.start % multiple == 0 for span in spans)
+    distances = {right.start - left.start for left, right in pairwise(spans)}
+    assert not distances or max(distances) - min(distances) <= multiple
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "overlap", "expected"),
+    [
+        (64, 64, 16, [Span(0, 64)]),
+        (40, 64, 16, [Span(0, 40)]),
+        (72, 64, 16, [Span(0, 64), Span(8, 72)]),
+        (112, 64, 16, [Span(0, 64), Span(48, 112)]),
+        (120, 64, 16, [Span(0, 64), Span(24, 88), Span(56, 120)]),  # not 0, 48, 56: the overlaps are alike
+        (115, 64, 16, [Span(0, 64), Span(24, 88), Span(51, 115)]),  # no multiple of 8: covered all the same
+        (32, 16, 0, [Span(0, 16), Span(16, 32)]),
+    ],
+)
+def test_tile_spans_table(length: int, size: int, overlap: int, expected: list[Span]) -> None:
+    assert tile_spans(length, size, overlap, 8) == expected

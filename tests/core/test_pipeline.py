@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -98,7 +99,12 @@ def test_progress_and_interrupt(pixel_unet: GenDRUNet) -> None:
                 raise Stop
 
     restore(image_of(8, 8, batch=2), pixel_unet, host=Host(progress=Recorder()))
-    assert seen == [(i, 6) for i in range(1, 7)]
+    steps = [done for done, _ in seen]
+    assert {total for _, total in seen} == {1000}
+    # Ever forward, to the very end, and in small strides.
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 1000
+    assert max(after - before for before, after in pairwise([0, *steps])) < 250
     seen.clear()
     with pytest.raises(Stop):
         restore(image_of(8, 8, batch=2), pixel_unet, host=Host(progress=Recorder(), interrupt=StopAtTheFifth()))

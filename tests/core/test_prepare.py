@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gendr_core import tensors
 from gendr_core.errors import ImageError
 from gendr_core.geometry import Extent
 from gendr_core.prepare import Prepared, prepare, restore_layout
-from gendr_core.tensors import crop, to_pixels
+from gendr_core.tensors import crop
 
 
 def image_of(*shape: int, seed: int = 0) -> Tensor:
@@ -108,7 +109,7 @@ def test_transparent_regions_continue_the_object(extent: Extent) -> None:
     green, magenta = torch.tensor([0.1, 0.8, 0.2]), torch.tensor([1.0, 0.0, 1.0])
     image = torch.cat([inside * green + (1.0 - inside) * magenta, inside], dim=3)
     reference = prepare(image, extent).reference
-    expected = to_pixels(green.view(1, 1, 1, 3)).expand_as(reference)
+    expected = (green.view(1, 3, 1, 1) * 2.0 - 1.0).expand_as(reference)
     assert torch.allclose(reference, expected, atol=2e-3)
 
 
@@ -149,6 +150,46 @@ def test_fully_transparent_images_are_black_and_finite() -> None:
 def test_half_precision_input_is_computed_in_float32() -> None:
     image = image_of(1, 8, 8, 3).to(torch.float16)
     assert torch.equal(prepare(image, Extent(16, 16)).pixels, prepare(image.float(), Extent(16, 16)).pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("extent", [Extent(16, 12), Extent(64, 64)])
+def test_the_image_is_left_alone_and_shares_no_memory(channels: int, extent: Extent) -> None:
+    image = image_of(1, 16, 12, channels)
+    before = image.clone()
+    prepared = prepare(image, extent)
+    prepared.reference.zero_()
+    prepared.pixels.zero_()
+    if prepared.alpha is not None:
+        prepared.alpha.zero_()
+    assert torch.equal(image, before)
+
+
+def test_without_padding_pixels_and_reference_are_one() -> None:
+    prepared = prepare(image_of(1, 16, 16, 3), Extent(64, 128))
+    assert prepared.pixels is prepared.reference
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_restoring_the_layout_in_bands_and_into_a_batch(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(image_of(1, 30, 20, channels), Extent(60, 40))
+    pixels = crop(prepared.pixels, prepared.padding, prepared.extent) * 1.5
+    whole = restore_layout(pixels, prepared)
+    batch = torch.full((3, 60, 40, channels), -1.0)
+    monkeypatch.setattr(tensors, "BAND_BYTES", 7 * 40 * 3 * 4)
+    assert restore_layout(pixels, prepared, out=batch[1:2]).data_ptr() == batch[1].data_ptr()
+    assert torch.equal(batch[1:2], whole)
+    assert batch[0].eq(-1.0).all()
+    assert batch[2].eq(-1.0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_preparing_runs_without_memory(channels: int) -> None:
+    """An image and a frame of terabytes on the meta device, in which only shapes are computed."""
+    prepared = prepare(torch.empty(1, 200_000, 200_000, channels, device="meta"), Extent(800_000, 800_001))
+    assert prepared.pixels.is_meta
+    assert prepared.reference.shape == (1, 3, 800_000, 800_001)
+    assert prepared.pixels.shape == (1, 3, 800_000, 800_064)
 
 
 def test_bad_images_are_refused() -> None:

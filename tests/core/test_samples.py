@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
+from gendr_core import samples as samples_module
 from gendr_core.errors import ImageError
-from gendr_core.samples import straight_alpha, to_stored, to_unit, upright
+from gendr_core.samples import BitDepth, straight_alpha, to_stored, to_unit, upright
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -46,6 +47,24 @@ def test_storing_clamps_and_quantises(value: float, bit_depth: int) -> None:
 @given(hnp.arrays(np.float32, (3, 5, 3), elements=st.floats(-0.5, 1.5, width=32)))
 def test_8_bits_are_those_of_comfyui(values: np.ndarray) -> None:
     assert np.array_equal(to_stored(values, 8), np.clip(255.0 * values, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_bands_change_nothing(bit_depth: BitDepth, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random((40, 7, 3), np.float32) * 1.5 - 0.2
+    premultiplied = np.random.default_rng(1).integers(0, 256, (40, 7, 4)).astype(np.uint8)
+    stored, straight = to_stored(values, bit_depth), straight_alpha(premultiplied)
+    monkeypatch.setattr(samples_module, "_BAND_VALUES", 100)
+    assert np.array_equal(to_stored(values, bit_depth), stored)
+    assert np.array_equal(straight_alpha(premultiplied), straight)
+
+
+def test_turned_samples_become_contiguous_values() -> None:
+    for samples in (np.arange(24, dtype=np.uint8), np.linspace(0.0, 1.0, 24, dtype=np.float32)):
+        turned = upright(samples.reshape(2, 4, 3), 6)
+        values, _ = to_unit(turned, "x")
+        assert values.flags.c_contiguous
+        assert np.array_equal(values, turned.astype(np.float32) / (255.0 if samples.dtype == np.uint8 else 1.0))
 
 
 def test_floats_are_clipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gendr_core import tensors
 from gendr_core.errors import ImageError
 from gendr_core.geometry import Extent, Padding
-from gendr_core.tensors import check_image, crop, luma, reflect_pad, to_image, to_pixels
+from gendr_core.tensors import check_image, crop, luma, reflect_pad, row_bands, to_image, to_pixels, to_planes
 
 sides = st.integers(0, 70)
 paddings = st.builds(Padding, left=sides, right=sides, top=sides, bottom=sides)
@@ -37,19 +38,50 @@ def test_other_tensors_are_refused_with_numbers(image: torch.Tensor, message: st
         check_image(image)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bad_values_are_counted_over_all_bands(
+    value: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.rand(2, 40, 9, 3).to(dtype)
+    image[0, 0, 0, 0] = image[1, 39, 8, 2] = image[1, 20, 4, 1] = value
+    monkeypatch.setattr(tensors, "BAND_BYTES", 3000)
+    with pytest.raises(ImageError, match="got 3 of 2160"):
+        check_image(image)
+
+
+def test_shapes_without_values_pass() -> None:
+    check_image(torch.empty(1, 9, 9, 3, device="meta"))
+    with pytest.raises(ImageError, match="1, 3 or 4 channels"):
+        check_image(torch.empty(1, 9, 9, 2, device="meta"))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 200), st.integers(1, 50), st.integers(1, 20000))
+def test_bands_cover_every_row_once_within_their_bytes(batch: int, rows: int, width: int, band_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "BAND_BYTES", band_bytes)
+        bands = row_bands(torch.empty(batch, 3, rows, width))
+    assert [row for band in bands for row in range(band.start, band.stop)] == list(range(rows))
+    assert all(len(band) == 1 or len(band) * batch * 3 * width * 4 <= band_bytes for band in bands)
+
+
 def test_pixels_and_back() -> None:
     image = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 1, 3)
-    pixels = to_pixels(image)
+    pixels = to_pixels(to_planes(image))
     assert pixels.flatten().tolist() == [-1.0, -0.5, 1.0]
     assert torch.equal(to_image(pixels), image)
     assert to_image(pixels * 3.0).flatten().tolist() == [0.0, 0.0, 1.0]
 
 
-def test_gray_is_repeated_and_alpha_left_out() -> None:
-    gray = torch.rand(2, 3, 5, 1)
-    assert torch.equal(to_pixels(gray), to_pixels(gray.expand(-1, -1, -1, 3)))
-    rgba = torch.rand(2, 3, 5, 4)
-    assert torch.equal(to_pixels(rgba), to_pixels(rgba[..., :3]))
+def test_planes_are_a_clamped_copy_and_gray_is_repeated() -> None:
+    image = torch.rand(2, 3, 5, 1) * 3.0 - 1.0
+    before = image.clone()
+    planes = to_planes(image)
+    assert planes.is_contiguous()
+    assert torch.equal(planes, before.clamp(0.0, 1.0).permute(0, 3, 1, 2))
+    assert torch.equal(to_pixels(planes), to_pixels(to_planes(before.expand(-1, -1, -1, 3))))
+    assert torch.equal(image, before)
 
 
 def test_luma_of_primaries_and_gray() -> None:

@@ -1,7 +1,8 @@
 import gc
 import weakref
 from collections.abc import Iterator
-from types import ModuleType
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,17 @@ pytestmark = pytest.mark.host
 
 def image_of(height: int, width: int, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(7))
+
+
+def core_module(hosted: ModuleType, name: str) -> ModuleType:
+    """Return a module of the core as the pack has it, whose classes are not those of the installed one."""
+    return import_module(f"{hosted.__name__.partition('.')[0]}.gendr_core.{name}")
+
+
+def banded(hosted: ModuleType, unet: Any, latent: torch.Tensor) -> torch.Tensor:
+    """Return what the network makes of ``latent`` in bands of one row, which ask the host for every layer's weights."""
+    run = hosted.BandedFrame(hosted.Bands(band_bytes=1), unet.network.operations)
+    return unet.network(latent, 354, unet.positive[None], run=run)
 
 
 @pytest.fixture(autouse=True)
@@ -38,17 +50,51 @@ def test_the_vae_is_the_hosts_own_class_around_our_network(vae: Any) -> None:
     assert vae.patcher.model_size() == sum(p.numel() * 4 for p in vae.gendr.network.parameters())
 
 
-def test_core_encodes_and_decodes_as_our_stages_do(vae: Any) -> None:
+@pytest.mark.parametrize("band_bytes", [None, 2**13])
+def test_core_encodes_and_decodes_as_the_whole_frame_would(
+    hosted: ModuleType, band_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nodes import VAEDecode, VAEEncode  # pyright: ignore[reportAttributeAccessIssue] - the host's nodes.py
+
+    if band_bytes is not None:
+        monkeypatch.setitem(hosted.BAND_BYTES, "cpu", (band_bytes, band_bytes))
+    vae = hosted.load_hosted_vae(TINY_VAE)
+    whole = core_module(hosted, "nets").WholeFrame()
 
     image = image_of(64, 72, batch=2)
     (latent,) = VAEEncode().encode(vae, image)
-    expected = vae.gendr.network.encode(image.permute(0, 3, 1, 2) * 2 - 1)
+    expected = vae.gendr.network.encode(image.permute(0, 3, 1, 2) * 2 - 1, run=whole)
     # Core hands over another memory order, for which convolutions round differently.
-    torch.testing.assert_close(latent["samples"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(latent["samples"], expected, rtol=1e-5, atol=1e-4)
     (decoded,) = VAEDecode().decode(vae, latent)
-    again = vae.gendr.network.decode(latent["samples"])
-    torch.testing.assert_close(decoded, ((again + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1), rtol=0, atol=1e-6)
+    again = vae.gendr.network.decode(latent["samples"], run=whole)
+    torch.testing.assert_close(decoded, ((again + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1), rtol=0, atol=1e-4)
+
+
+def test_cores_vae_nodes_free_what_the_planner_says(hosted: ModuleType, vae: Any) -> None:
+    planner, geometry, config = (core_module(hosted, name) for name in ("planner", "geometry", "config"))
+    model = hosted.load_hosted_unet(LATENT)
+    task = planner.Task(source=geometry.Extent(192, 320))
+    options = config.RestoreOptions(scale=1.0)
+    plans = planner.Planner(model.unet, vae.gendr, task, options, host=hosted.host_for(model, vae))
+    # The planner adds a margin and, while it decodes, the reference for colours.
+    reference_bytes = 3 * 4 * 192 * 320
+    for figure, planned in (
+        (vae.memory_used_encode((2, 3, 192, 320), torch.float32), plans.encode.plan.activation_bytes),
+        (vae.memory_used_encode((1, 3, 197, 323), torch.float32), plans.encode.plan.activation_bytes),
+        (vae.memory_used_decode((2, 16, 24, 40), torch.float32), plans.decode.plan.activation_bytes - reference_bytes),
+    ):
+        assert planned - 2**19 <= figure <= planned
+
+
+def test_cores_vae_nodes_can_be_cancelled_within_a_frame(vae: Any) -> None:
+    import comfy.model_management
+
+    from nodes import VAEDecode  # pyright: ignore[reportAttributeAccessIssue] - as above
+
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        VAEDecode().decode(vae, {"samples": torch.zeros(1, 16, 8, 8)})
 
 
 def test_core_tiled_nodes_take_it(vae: Any) -> None:
@@ -67,6 +113,7 @@ def test_partly_loaded_networks_give_the_same_result(hosted: ModuleType) -> None
     model.patcher.partially_load(torch.device("cpu"), extra_memory=20_000)
     assert model.unet.network.model_lowvram
     assert torch.equal(model.unet.network(latent, 354, context), expected)
+    torch.testing.assert_close(banded(hosted, model.unet, latent), expected, rtol=0, atol=1e-4)
 
 
 def test_weights_that_the_device_cannot_compute_in_are_cast_as_they_are_used(
@@ -82,6 +129,31 @@ def test_weights_that_the_device_cannot_compute_in_are_cast_as_they_are_used(
     latent, context = torch.randn(1, 16, 8, 8), exact.unet.positive[None]
     expected = exact.unet.network(latent, 354, context)
     torch.testing.assert_close(half.unet.network(latent, 354, context), expected, rtol=0, atol=2e-2)
+    torch.testing.assert_close(banded(hosted, half.unet, latent), expected, rtol=0, atol=2e-2)
+
+
+def test_room_is_what_unloading_everything_else_would_leave(
+    hosted: ModuleType, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    gpu, network, mib = torch.device("cuda"), vae.gendr.network, 2**20
+    residency = hosted.host_for(vae=vae).residency
+    weight_bytes = residency.resident_bytes(network, [torch.nn.Linear(8, 8)])
+    assert weight_bytes == vae.patcher.model_size() + 4 * 72
+    assert residency.room_bytes(network) is None
+    vae.patcher.load_device = gpu
+    other = SimpleNamespace(device=gpu, model=object(), model_loaded_memory=lambda: 3000 * mib)
+    elsewhere = SimpleNamespace(device=torch.device("cpu"), model=object(), model_loaded_memory=lambda: 9000 * mib)
+    monkeypatch.setattr(management, "current_loaded_models", [other, elsewhere])
+    monkeypatch.setattr(management, "get_free_memory", lambda _device: 1000 * mib)
+    assert residency.device_of(network) == gpu
+    assert residency.resident_bytes(network, [torch.nn.Linear(8, 8)]) == vae.patcher.model_size()
+    reserve = management.extra_reserved_memory()
+    assert residency.room_bytes(network) == 4000 * mib - vae.patcher.model_size() - reserve
+    # Weights that do not fit beside what the host keeps for activations are streamed.
+    monkeypatch.setattr(management, "module_size", lambda _network: 3900 * mib)
+    assert residency.room_bytes(network) == int(management.minimum_inference_memory()) - reserve
 
 
 def test_nothing_keeps_a_dropped_model(hosted: ModuleType, vae: Any) -> None:

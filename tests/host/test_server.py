@@ -10,13 +10,14 @@ from pack import ROOT
 from PIL import Image
 from weights import LATENT, PIXEL, TINY_VAE, WRONG_UNETS
 
-from gendr_core.config import RestoreOptions
+from gendr_core.config import MemoryOptions, RestoreOptions
 from gendr_core.image_io import read_image
 from gendr_core.model import load_unet, load_vae
 from gendr_core.pipeline import restore
 
 pytestmark = pytest.mark.host
 
+MINI = "gendr-mini-pixel.safetensors"
 SIZE: dict[str, Any] = {"size": "by factor", "factor": 2.0, "edge": 64}
 
 
@@ -43,7 +44,7 @@ def restoring(image: str, unet: str, name: str, **changes: Any) -> Graph:
 
 def test_every_node_is_listed_with_its_help_page(server: Server) -> None:
     ours = {name: info for name, info in server.get("/object_info").items() if name.startswith("GenDR_")}
-    assert len(ours) == 7
+    assert len(ours) == 8
     assert all(info["python_module"] == "custom_nodes.ComfyUI-GenDR" for info in ours.values())
     assert PIXEL in ours["GenDR_LoadUNet"]["input"]["required"]["unet"][1]["options"]
 
@@ -112,19 +113,47 @@ def test_a_missing_vae_is_named(server: Server) -> None:
         server.run(graph)
 
 
-def test_cancel_stops_between_stages_and_the_next_run_works(server: Server) -> None:
-    graph = restoring(picture(server, 32, 32).name, PIXEL, "cancelled", factor=8.0)
-    graph["batch"] = node("RepeatImageBatch", image=["image", 0], amount=200)
-    graph["restore"]["inputs"]["image"] = ["batch", 0]
-    log_start = server.log.stat().st_size
+def test_the_plan_is_plausible_and_told_without_loading_anything(server: Server) -> None:
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    graph = restoring(picture(server, 320, 200).name, MINI, "never")
+    graph["plan"] = graph.pop("restore")
+    graph["plan"]["class_type"] = "GenDR_Plan"
+    graph["plan"]["inputs"] |= {"memory": "tiles", "tile": 256}
+    del graph["save"]
+    for output, name in enumerate(("text", "peak", "work", "mode")):
+        graph[name] = node("PreviewAny", source=["plan", output])
+    shown = {name: output["text"][0] for name, output in server.run(graph).items()}
+    assert shown["plan"] == shown["text"]
+    assert shown["text"].startswith("320x200 -> 640x400 on cpu: tiles of 256 px")
+    weight_bytes = (ROOT / "gendr_core" / "weights" / MINI).stat().st_size
+    frame_bytes = 3 * 4 * 640 * 448
+    assert weight_bytes + 2 * frame_bytes < float(shown["peak"]) * 2**30 < weight_bytes + 30 * frame_bytes
+    assert 0.0 < float(shown["work"]) < 1.0
+    assert shown["mode"] == "tiles"
+    assert server.get("/probe")["loaded"] == []
+
+
+def test_a_budget_that_nothing_fits_in_is_a_readable_node_error(server: Server) -> None:
+    with pytest.raises(RuntimeError, match=r"GenDR_Restore: .*expected room for at least .* choose a smaller output"):
+        server.run(restoring(picture(server, 8, 8).name, PIXEL, "never", budget_gib=0.0001))
+
+
+def test_cancel_stops_within_a_stage_and_the_next_run_is_as_a_fresh_one(server: Server) -> None:
+    path = picture(server, 512, 512)
+    changes: dict[str, Any] = {"factor": 4.0, "memory": "tiles", "tile": 256, "budget_gib": 0.3}
+    graph = restoring(path.name, MINI, "cancelled", **changes)
     prompt_id = server.queue(graph)
-    while "Requested to load UNet" not in server.log.read_text(encoding="utf-8")[log_start:]:
+    while server.get("/probe/progress").get("restore", 0.0) < 0.3:
         time.sleep(0.05)
     server.post("/interrupt", {})
     events = [event for event, _ in server.finished(prompt_id)["status"]["messages"]]
     assert events[-1] == "execution_interrupted"
+    assert server.get("/probe/progress")["restore"] < 1.0
     assert not (server.base / "output" / "cancelled.npy").exists()
-    server.run(restoring(picture(server, 8, 8).name, PIXEL, "after"))
+    server.run(restoring(path.name, MINI, "again", **changes))
+    memory = MemoryOptions(mode="tiles", tile_px=256, budget_bytes=int(0.3 * 2**30))
+    expected = restore(read_image(path).image, load_unet(MINI), None, RestoreOptions(scale=4.0, memory=memory))
+    np.testing.assert_array_equal(server.floats("again"), expected.numpy())
 
 
 def test_free_and_the_next_graph_let_models_go(server: Server) -> None:

@@ -18,6 +18,7 @@ def run(pack: Pack, node_id: str, **inputs: Any) -> tuple[Any, ...]:
 
 
 SIZE = {"size": "by factor", "factor": 2.0, "edge": 1}
+TILES = {"memory": "tiles", "tile": 64, "overlap": 0, "tile_batch": 2}
 
 
 @pytest.fixture
@@ -31,18 +32,66 @@ def test_restore_gives_the_size_and_layout_it_promises(pack: Pack, model: Any, c
     (restored,) = run(pack, "GenDR_Restore", image=image, model=model, color="wavelet", guidance=0.0, **SIZE)
     assert (restored.shape, restored.dtype, restored.device.type) == ((2, 14, 26, channels), torch.float32, "cpu")
     assert pack.record.loaded == ["UNet", "UNet"]
-    assert pack.record.progress[-1] == (6, 6)
+    assert pack.record.progress[-1] == (1000, 1000)
 
 
+@pytest.mark.parametrize("memory", [{}, TILES], ids=["whole", "tiles"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_parts_in_a_row_equal_the_whole(pack: Pack, model: Any, channels: int) -> None:
-    image = image_of(9, 5, channels, batch=3)
+def test_the_parts_in_a_row_equal_the_whole(pack: Pack, model: Any, channels: int, memory: dict[str, Any]) -> None:
+    image = image_of(49, 35, channels, batch=3)
     latent, reference = run(pack, "GenDR_Encode", image=image, model=model, **SIZE)
-    (latent,) = run(pack, "GenDR_OneStep", latent=latent, model=model, guidance=0.0)
+    (latent,) = run(pack, "GenDR_OneStep", latent=latent, model=model, guidance=0.0, **memory)
     (parts,) = run(pack, "GenDR_Decode", latent=latent, model=model)
-    (whole,) = run(pack, "GenDR_Restore", image=image, model=model, color="none", guidance=0.0, **SIZE)
+    (whole,) = run(pack, "GenDR_Restore", image=image, model=model, color="none", guidance=0.0, **SIZE, **memory)
     assert torch.equal(parts, whole)
-    assert reference.shape == (3, 18, 10, 3)
+    assert reference.shape == (3, 98, 70, 3)
+
+
+def test_tiles_look_different_from_the_whole(pack: Pack, model: Any) -> None:
+    inputs = {"image": image_of(49, 35), "model": model, "color": "none", "guidance": 0.0, **SIZE}
+    (whole,), (tiled,) = run(pack, "GenDR_Restore", **inputs), run(pack, "GenDR_Restore", **inputs, **TILES)
+    assert not torch.equal(whole, tiled)
+
+
+@pytest.mark.parametrize("node_id", ["GenDR_Restore", "GenDR_Plan", "GenDR_Encode"])
+def test_a_budget_that_nothing_fits_in_is_named(pack: Pack, model: Any, node_id: str) -> None:
+    rest = {} if node_id == "GenDR_Encode" else {"color": "none", "guidance": 0.0}
+    with pytest.raises(MemoryError, match=r"expected room for at least .* beside .* of weights, got 0 B"):
+        run(pack, node_id, image=image_of(8, 8), model=model, budget_gib=0.0001, **SIZE, **rest)
+
+
+def test_the_plan_says_what_restore_would_do(pack: Pack, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    inputs = {"image": image_of(49, 35, batch=2), "model": model, "color": "none", "guidance": 0.0, **SIZE, **TILES}
+    text, peak_gib, tflop, mode = run(pack, "GenDR_Plan", **inputs)
+    assert pack.record.loaded == pack.record.progress == []
+    assert mode == "tiles"
+    assert 0.0 < tflop < 1.0
+    weights = sum(parameter.nbytes for parameter in model.unet.network.parameters())
+    assert weights < peak_gib * 2**30 < weights + 2**30
+    caplog.set_level("INFO")
+    run(pack, "GenDR_Restore", **inputs)
+    assert text.splitlines()[0] in caplog.messages
+    stages = [line.split(":")[0] for line in text.splitlines()[2:-1]]
+    assert stages == ["prepare", "encode", "step", "decode", "color"]
+
+
+def test_the_plan_is_shown_and_needs_no_other_node(pack: Pack, model: Any) -> None:
+    node = pack.nodes["GenDR_Plan"]
+    shown = node.execute(image_of(8, 8), model, color="none", guidance=0.0, **SIZE)
+    assert shown.ui.value == shown.args[0]
+    assert node.define_schema().is_output_node
+
+
+def test_work_that_is_done_twice_is_asked_of_the_hosts_layers(pack: Pack, model: Any) -> None:
+    # A band of one row: every layer then needs its weights by themselves.
+    latent, band = torch.rand(1, 192, 8, 8), pack.host.Bands(band_bytes=1)
+    frame = pack.host.BandedFrame(band, model.unet.network.operations)
+    with torch.inference_mode():
+        banded = model.unet.network(latent, 354, model.unet.positive[None], run=frame)
+        assert pack.record.weights_asked > 0
+        torch.testing.assert_close(
+            banded, model.unet.network(latent, 354, model.unet.positive[None]), rtol=0, atol=1e-4
+        )
 
 
 def test_a_latent_from_elsewhere_is_decoded_whole(pack: Pack, model: Any) -> None:
@@ -76,10 +125,10 @@ def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
 
 
 def test_cancel_passes_through(pack: Pack, model: Any) -> None:
-    pack.record.cancel_at_check = 2
+    pack.record.cancel_at_check = 5
     with pytest.raises(comfy_stub.InterruptedByUserError):
         run(pack, "GenDR_Restore", image=image_of(8, 8), model=model, color="none", guidance=0.0, **SIZE)
-    assert pack.record.progress == [(1, 3)]
+    assert 0 < pack.record.progress[-1][0] < 1000
 
 
 def test_a_replaced_file_changes_the_stamp_and_a_missing_one_is_named(pack: Pack) -> None:

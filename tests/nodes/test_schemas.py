@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import comfy_stub
 import pytest
@@ -37,10 +38,28 @@ def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(pack: Pack
 
 
 def test_execute_takes_exactly_the_inputs(pack: Pack) -> None:
+    memory = set(pack.sockets.MemoryWidgets.__annotations__)
     for node in pack.nodes.values():
         code = node.execute.__func__.__code__
-        arguments = set(code.co_varnames[1 : code.co_argcount])
-        assert arguments == {part.id for part in node.define_schema().inputs}
+        inputs = {part.id for part in node.define_schema().inputs}
+        assert set(code.co_varnames[1 : code.co_argcount]) == inputs - memory
+        assert bool(code.co_flags & inspect.CO_VARKEYWORDS) == bool(inputs & memory)
+
+
+def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: Pack) -> None:
+    memory = ["memory", "attention", "budget_gib", "tile", "overlap", "tile_batch"]
+    for name, later in (
+        ("Restore", memory),
+        ("Plan", memory),
+        ("OneStep", memory),
+        ("Encode", ["budget_gib"]),
+        ("Decode", ["budget_gib"]),
+    ):
+        widgets = pack.nodes[f"GenDR_{name}"].define_schema().inputs[-len(later) :]
+        assert [widget.id for widget in widgets] == later
+        assert all(widget.optional for widget in widgets)
+        advanced = [widget.id for widget in widgets if widget.extra_dict == {"advanced": True}]
+        assert advanced == [widget for widget in later if widget != "memory"]
 
 
 def test_loaders_list_the_hosts_files_and_the_bundled_ones_once(pack: Pack) -> None:
@@ -72,4 +91,25 @@ def test_size_widgets_become_one_rule(
     options = pack.sockets.restore_options(size, 2.5, 640)
     assert (options.scale, options.longest_edge, options.shortest_edge) == expected
     assert options.guidance is None
-    assert pack.sockets.restore_options(size, 2.5, 640, "lab", 1.5).guidance == 1.5
+    assert pack.sockets.restore_options(size, 2.5, 640, guidance=1.5).guidance == 1.5
+
+
+def test_memory_widgets_that_are_0_or_missing_choose_nothing(pack: Pack) -> None:
+    zeros = {"memory": "auto", "attention": "windows", "budget_gib": 0.0, "tile": 0, "overlap": 0, "tile_batch": 0}
+    assert pack.sockets.memory_options() == pack.sockets.memory_options(**zeros) == pack.sockets.MemoryOptions()
+
+
+def test_memory_widgets_become_options(pack: Pack) -> None:
+    widgets = {"memory": "tiles", "attention": "full", "budget_gib": 1.5, "tile": 512, "overlap": 64, "tile_batch": 3}
+    expected = pack.sockets.MemoryOptions(
+        mode="tiles", attention="full", budget_bytes=3 * 2**29, tile_px=512, overlap_px=64, tile_batch=3
+    )
+    assert pack.sockets.memory_options(**widgets) == expected
+    with pytest.raises(ValueError, match="multiple of 64 pixels, got 100"):
+        pack.sockets.memory_options(tile=100)
+
+
+def test_the_steps_of_tile_widgets_are_what_the_core_takes(pack: Pack) -> None:
+    widgets = {part.id: part for part in pack.nodes["GenDR_Restore"].define_schema().inputs}
+    for name in ("tile", "overlap"):
+        assert widgets[name].min % 64 == widgets[name].step % 64 == widgets[name].max % 64 == 0

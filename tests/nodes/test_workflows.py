@@ -25,8 +25,10 @@ def test_our_nodes_are_used_as_their_schemas_say(pack: Pack, path: Path) -> None
     for node in ours:
         schema = pack.nodes[node["type"]].define_schema()
         widgets = widgets_of(schema)
-        assert len(node["widgets_values"]) == len(widgets)
-        for widget, value in zip(widgets, node["widgets_values"], strict=True):
+        values = node["widgets_values"]
+        # The frontend gives widgets that came after the workflow their defaults.
+        assert all(widget.optional for widget in widgets[len(values) :])
+        for widget, value in zip(widgets[: len(values)], values, strict=True):
             if hasattr(widget, "min"):
                 assert widget.min <= value <= widget.max
             elif not node["type"].startswith("GenDR_Load"):

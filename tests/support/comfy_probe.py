@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from aiohttp import web
 from comfy import model_management
+from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 
@@ -32,18 +33,26 @@ class ProbeSave:
 
 @PromptServer.instance.routes.get("/probe")
 async def probe(_request: web.Request) -> web.Response:
-    """Return the loaded models and the number of living networks of the pack."""
+    """Return the loaded models and the living networks of the pack; the planner's, without memory, do not count."""
     gc.collect()
-    kinds = [type(thing) for thing in gc.get_objects()]
     alive = [
-        kind.__name__
-        for kind in kinds
-        if str(kind.__module__).endswith(("gendr_core.nets.unet", "gendr_core.nets.vae"))
+        type(thing).__name__
+        for thing in gc.get_objects()
+        if str(type(thing).__module__).endswith(("gendr_core.nets.unet", "gendr_core.nets.vae"))
+        and type(thing).__name__ in ("UNet", "VAE")
+        and not next(thing.parameters()).is_meta
     ]
     loaded = [
         type(entry.model.model).__name__ for entry in model_management.current_loaded_models if entry.model is not None
     ]
-    return web.json_response({"alive": [name for name in alive if name in ("UNet", "VAE")], "loaded": loaded})
+    return web.json_response({"alive": alive, "loaded": loaded})
+
+
+@PromptServer.instance.routes.get("/probe/progress")
+async def progress(_request: web.Request) -> web.Response:
+    """Return how far each node of the running prompt is, from 0 to 1."""
+    nodes = get_progress_state().nodes
+    return web.json_response({name: state["value"] / state["max"] for name, state in nodes.items()})
 
 
 NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave}

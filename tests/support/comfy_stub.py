@@ -82,9 +82,16 @@ class Output:
 class NodeOutput:
     """What execute returns."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, ui: Any = None) -> None:
         """Keep the values."""
-        self.args = args
+        self.args, self.ui = args, ui
+
+
+@dataclass
+class PreviewText:
+    """Text for the history of a prompt."""
+
+    value: str
 
 
 class _ByPosition:
@@ -111,6 +118,8 @@ class Record:
 
     loaded: list[str] = field(default_factory=list)
     progress: list[tuple[int, int]] = field(default_factory=list)
+    pictures: list[tuple[str, Any, int]] = field(default_factory=list)
+    weights_asked: int = 0
     checks: int = 0
     cancel_at_check: int | None = None
 
@@ -118,7 +127,9 @@ class Record:
         """Forget everything."""
         self.loaded.clear()
         self.progress.clear()
-        self.checks, self.cancel_at_check = 0, None
+        self.pictures.clear()
+        self.weights_asked = self.checks = 0
+        self.cancel_at_check = None
 
 
 class InterruptedByUserError(Exception):
@@ -143,8 +154,14 @@ def install(models: Path) -> Record:
         def __init__(self, total: int) -> None:
             self.total = total
 
-        def update_absolute(self, value: int, total: int) -> None:
+        def update_absolute(self, value: int, total: int, preview: tuple[str, Any, int] | None = None) -> None:
             record.progress.append((value, total))
+            if preview is not None:
+                record.pictures.append(preview)
+
+    def cast_bias_weight(layer: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        record.weights_asked += 1
+        return layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)
 
     io = SimpleNamespace(
         Schema=Schema,
@@ -159,7 +176,9 @@ def install(models: Path) -> Record:
         Int=SimpleNamespace(Input=_ByPosition(Number)),
         Float=SimpleNamespace(Input=_ByPosition(Number)),
         Combo=SimpleNamespace(Input=_ByPosition(Combo)),
+        String=SimpleNamespace(Output=Output),
     )
+    io.Float.Output = Output
     management = {
         "get_torch_device": lambda: cpu,
         "unet_offload_device": lambda: cpu,
@@ -167,6 +186,7 @@ def install(models: Path) -> Record:
         "unet_manual_cast": lambda _stored, _device, _dtypes: None,
         "load_models_gpu": load_models_gpu,
         "throw_exception_if_processing_interrupted": check,
+        "module_size": lambda network: sum(tensor.nbytes for tensor in network.state_dict().values()),
     }
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
@@ -175,11 +195,19 @@ def install(models: Path) -> Record:
         "comfy.ldm.models.autoencoder": {},
         "comfy.model_management": management,
         "comfy.model_patcher": {"ModelPatcher": Patcher},
-        "comfy.ops": {"disable_weight_init": torch.nn, "manual_cast": torch.nn},
+        "comfy.ops": {
+            "disable_weight_init": torch.nn,
+            "manual_cast": torch.nn,
+            "cast_bias_weight": cast_bias_weight,
+        },
         "comfy.sd": {"VAE": type("VAE", (), {"latent_channels": 4})},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy_api": {},
-        "comfy_api.latest": {"io": io, "ComfyExtension": type("ComfyExtension", (), {})},
+        "comfy_api.latest": {
+            "io": io,
+            "ui": SimpleNamespace(PreviewText=PreviewText),
+            "ComfyExtension": type("ComfyExtension", (), {}),
+        },
         "folder_paths": {
             "get_filename_list": lambda folder: sorted(path.name for path in (models / folder).glob("*")),
             "get_full_path": lambda folder, name: (

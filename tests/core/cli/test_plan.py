@@ -19,13 +19,16 @@ def test_plan_of_full_size(run: Run) -> None:
     assert report["weight_bytes"] == 2 * report["parameters"]
     flops = {stage["name"]: stage["flops"] / 1e12 for stage in report["stages"]}
     assert flops == {
+        "prepare": 0.0,
         "encode": pytest.approx(0.676, rel=0.01),
         "step": pytest.approx(0.805, rel=0.01),
         "decode": pytest.approx(1.213, rel=0.01),
         "color": 0.0,
     }
     assert report["flops"] == sum(stage["flops"] for stage in report["stages"])
-    assert report["peak_bytes"] == report["weight_bytes"] + max(stage["peak_bytes"] for stage in report["stages"])
+    activations = {stage["name"]: stage["activation_bytes"] for stage in report["stages"]}
+    assert report["peak_bytes"] == report["weight_bytes"] + max(activations.values())
+    assert activations[report["peak_stage"]] == max(activations.values())
 
 
 def test_plan_of_a_file(run: Run, weights: Path) -> None:
@@ -40,7 +43,7 @@ def test_plan_of_a_file(run: Run, weights: Path) -> None:
     assert larger["output"] == [144, 96]
     assert larger["peak_bytes"] > report["peak_bytes"]
     pair = json.loads(run("plan", "--size", "9x6", "--unet", UNET16, "--json")[1])
-    assert pair["stages"][0]["flops"] > 0
+    assert [stage["flops"] > 0 for stage in pair["stages"]] == [False, True, True, True, False]
 
 
 def test_plan_of_contradictions(run: Run) -> None:
@@ -50,3 +53,37 @@ def test_plan_of_contradictions(run: Run) -> None:
     code, _, err = run("plan", "--size", "40000x6")
     assert code == 1
     assert "at most 32768 pixels" in err
+
+
+def test_plan_within_a_budget(run: Run) -> None:
+    common = ("plan", "--size", "512x512", "--arch", "full", "--dtype", "bf16", "--device", "cuda", "--json")
+    code, out, _ = run(*common, "--budget", "6GiB")
+    assert code == 0
+    report = json.loads(out)
+    assert report["peak_bytes"] <= 6 * 2**30
+    assert report["device"] == "cuda"
+    assert report["tiles"] is None
+    assert report["window_cells"] == 64
+    tiled = json.loads(run(*common, "--budget", "6GiB", "--memory", "tiles", "--tile", "1024", "--overlap", "128")[1])
+    assert tiled["mode"] == "tiles"
+    assert (tiled["tiles"]["size_px"], tiled["tiles"]["overlap_px"]) == (1024, 128)
+    assert tiled["flops"] > report["flops"]
+    full = json.loads(run(*common, "--budget", "6GiB", "--attention", "full")[1])
+    assert full["window_cells"] is None
+    assert full["flops"] > report["flops"]
+    code, _, err = run(*common, "--budget", "2GiB")
+    assert code == 1
+    assert "expected room for at least" in err
+    frames = json.loads(run(*common, "--budget", "6GiB", "--frames", "3")[1])
+    assert frames["flops"] == 3 * report["flops"]
+
+
+def test_plan_of_wrong_options(run: Run) -> None:
+    for options, words in (
+        (("--budget", "much"), "an amount of memory"),
+        (("--tile", "100"), "multiple of 64"),
+        (("--frames", "0"), "at least 1 frame"),
+    ):
+        code, _, err = run("plan", "--size", "64x64", *options)
+        assert code == 1
+        assert words in err

@@ -1,0 +1,62 @@
+"""How a frame goes through a network: here in one piece, block by block, as torch does it.
+
+Role: ``unet`` and ``vae`` say in which order their blocks come; whoever they are given here says how each block runs.
+``bands.RowBands`` is the other way, for inference on frames of any size.
+
+Shapes: B = batch, C = channels, H, W = rows and columns of the current level, M = tokens of the prompt.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Downsample, FrameAttention, ResnetBlock, SpatialTransformer, Upsample
+
+
+class WholeFrame:
+    """Every block on the whole frame, by its own ``forward``; differentiable."""
+
+    def convolution(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """Return [B, C_out, H, W] of a 3x3 convolution with stride 1."""
+        return conv(x)
+
+    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution, the end of every network."""
+        return conv(F.silu(norm(x)))
+
+    def resnet(
+        self,
+        block: ResnetBlock,
+        x: Tensor,
+        *,
+        time_embedding: Tensor | None = None,
+        skip: Tensor | None = None,
+        owned: bool = False,
+    ) -> Tensor:
+        """Return [B, C_out, H, W] of a resnet block.
+
+        Args:
+            block: the block.
+            x: [B, C, H, W].
+            time_embedding: [B or 1, time channels], in a UNet.
+            skip: [B, C', H, W], more channels for the block's input.
+            owned: whether nobody needs ``x`` afterwards, so that the result may take its place.
+        """
+        del owned
+        return block(x if skip is None else torch.cat([x, skip], dim=1), time_embedding)
+
+    def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
+        """Return [B, C, H, W] of ``x``, which nobody needs afterwards, and the prompt ``context`` [B, M, D]."""
+        return block(x, context)
+
+    def attention(self, block: FrameAttention, x: Tensor) -> Tensor:
+        """Return [B, C, H, W] of ``x``, which nobody needs afterwards."""
+        return block(x)
+
+    def downsample(self, block: Downsample, x: Tensor) -> Tensor:
+        """Return the frame at half its size."""
+        return block(x)
+
+    def upsample(self, block: Upsample, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the frame at ``size``, twice its own or one less."""
+        return block(x, size)

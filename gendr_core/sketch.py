@@ -1,0 +1,227 @@
+"""What a stage will cost: the very stage, run on tensors without memory.
+
+Role: ``planner`` asks here for every way to run a stage. Networks are made on torch's meta device, ``cost.measure``
+follows what they would allocate, and of pieces that are alike only three are run. Results are remembered, because
+the frames of one size come again.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .color import LOW_PASS_REACH
+from .config import ColorMethod
+from .cost import Cost, measure
+from .decode import decode
+from .encode import encode
+from .geometry import Extent, Span
+from .host import Meter
+from .model import GenDRUNet, GenDRVAE
+from .nets import VAE, UNet
+from .plan import TILE_MULTIPLE, StagePlan, Tiles
+from .prepare import prepare
+from .spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
+from .step import one_step
+from .tensors import BAND_BYTES
+from .tiling import tile_grid
+
+REMEMBERED = 512
+"""Costs kept: some kilobytes, and enough for a long session of many sizes."""
+
+
+COLOR_BANDS: dict[ColorMethod, tuple[float, float]] = {
+    "none": (0.0, 0.0),
+    "wavelet": (3.5, 5.1),
+    "adain": (6.0, 6.0),
+    "ycbcr": (7.0, 7.0),
+    "lab": (24.8, 24.8),
+}
+"""Bands that ``match_color`` holds of a frame whose planes are one band, and of a larger one."""
+LAYOUT_BANDS = (1.0, 2.0)
+"""Bands of all channels that the change of layout holds: in place, and from other pixels."""
+LAB_BYTES_PER_PIXEL = 36
+"""Of the stable sort of one channel: values, places and their ranks."""
+
+
+class SketchMeter(Meter):
+    """Counts the work of all pieces of a layer while only the first two and the last one run."""
+
+    def pieces(self, spans: Sequence[Span]) -> Sequence[Span]:
+        """Return the first two, since the second meets what the first leaves, and the last, which may be shorter."""
+        return spans if len(spans) <= 3 else (spans[0], spans[1], spans[-1])
+
+    def advance(self, flops: int, part: Span, length: int) -> None:
+        """Count the whole layer with its first piece."""
+        del length
+        if part.start == 0:
+            self.flops += flops
+
+
+def meta_tensor(*shape: int) -> Tensor:
+    """Return a float32 tensor of that shape without memory."""
+    return torch.empty(shape, device="meta")
+
+
+@lru_cache(maxsize=8)
+def unet_sketch(arch: UNetArch, dtype: torch.dtype) -> UNet:
+    """Return a UNet without memory."""
+    return UNet(arch, device="meta", dtype=dtype).requires_grad_(False)
+
+
+@lru_cache(maxsize=8)
+def vae_sketch(arch: VAEArch, dtype: torch.dtype) -> VAE:
+    """Return a VAE without memory."""
+    return VAE(arch, device="meta", dtype=dtype).requires_grad_(False)
+
+
+def _sketched_vae(spec: VAESpec | None, dtype: torch.dtype | None) -> GenDRVAE | None:
+    if spec is None or dtype is None:
+        return None
+    return GenDRVAE(network=vae_sketch(spec.arch, dtype), spec=spec, dtype=dtype)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def encode_cost(
+    unet: ModelSpec, vae: VAESpec | None, dtype: torch.dtype | None, padded: Extent, plan: StagePlan, device_type: str
+) -> Cost:
+    """Return the cost of ``encode`` on one frame; the pixels count, what else is in memory does not.
+
+    Args:
+        unet: of the model whose front it is.
+        vae: None where there is none.
+        dtype: of the VAE.
+        padded: size of the frame in pixels.
+        plan: how it runs.
+        device_type: what it is planned for, ``cpu``, ``cuda`` or another.
+    """
+    if unet.front != "vae16":
+        return _shuffle_cost(padded)
+    pixels, meter = meta_tensor(1, 3, padded.height, padded.width), SketchMeter()
+    _, cost = measure(
+        lambda: encode(pixels, unet.front, _sketched_vae(vae, dtype), plan=plan, meter=meter),
+        held=[pixels],
+        device_type=device_type,
+    )
+    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def decode_cost(
+    unet: ModelSpec, vae: VAESpec | None, dtype: torch.dtype | None, padded: Extent, plan: StagePlan, device_type: str
+) -> Cost:
+    """Return the cost of ``decode`` on one frame; arguments as ``encode_cost``, the latent counts."""
+    if unet.back != "vae16":
+        return _shuffle_cost(padded)
+    height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
+    latent, meter = meta_tensor(1, unet.arch.out_channels, height, width), SketchMeter()
+    _, cost = measure(
+        lambda: decode(latent, unet.back, _sketched_vae(vae, dtype), plan=plan, meter=meter),
+        held=[latent],
+        device_type=device_type,
+    )
+    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+
+
+def _shuffle_cost(padded: Extent) -> Cost:
+    """Return the cost of turning pixels into a latent of 192 channels or back: one copy."""
+    return Cost(flops=0, peak_bytes=2 * 3 * torch.float32.itemsize * padded.area)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def step_cost(
+    spec: ModelSpec, dtype: torch.dtype, prompt: tuple[int, int], padded: Extent, plan: StagePlan, device_type: str
+) -> Cost:
+    """Return the cost of ``one_step`` on one frame; the latent counts.
+
+    Args:
+        spec: of the UNet.
+        dtype: in which it computes.
+        prompt: tokens of the prompt, and passes: 2 with guidance, else 1.
+        padded: size of the frame in pixels.
+        plan: how it runs.
+        device_type: what it is planned for.
+    """
+    height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
+    if plan.tiles is not None:
+        return _tiled_cost(spec, dtype, prompt, Extent(height, width), plan, device_type)
+    return _pass_cost(spec, dtype, prompt, (1, height, width), plan, device_type)
+
+
+def _tiled_cost(
+    spec: ModelSpec, dtype: torch.dtype, prompt: tuple[int, int], cells: Extent, plan: StagePlan, device_type: str
+) -> Cost:
+    """Return the cost of all tiles from that of one batch of them, with the whole latent and the result."""
+    tiles: Tiles = plan.tiles or Tiles(size=TILE_MULTIPLE, overlap=0)
+    grid = tile_grid(cells.height, cells.width, tiles)
+    rows, columns = grid[0]
+    whole = StagePlan(bands=plan.bands, windows=plan.windows)
+    one = _pass_cost(spec, dtype, prompt, (1, len(rows), len(columns)), whole, device_type)
+    if len(grid) == 1:
+        return one
+    batch = _pass_cost(spec, dtype, prompt, (min(tiles.batch, len(grid)), len(rows), len(columns)), whole, device_type)
+    float_bytes = torch.float32.itemsize
+    frames_bytes = float_bytes * spec.arch.in_channels * cells.area
+    if tiles.canvas == "device":
+        frames_bytes += float_bytes * spec.arch.out_channels * cells.area
+    return Cost(flops=one.flops * len(grid), peak_bytes=frames_bytes + batch.peak_bytes)
+
+
+def _pass_cost(
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    prompt: tuple[int, int],
+    shape: tuple[int, int, int],
+    plan: StagePlan,
+    device_type: str,
+) -> Cost:
+    """Return the cost of one pass over latents of ``shape``: images, rows and columns."""
+    num_tokens, passes = prompt
+    embedding = meta_tensor(num_tokens, spec.arch.cross_attention_dim)
+    unet = GenDRUNet(
+        network=unet_sketch(spec.arch, dtype),
+        spec=spec,
+        positive=embedding,
+        negative=embedding if passes == 2 else None,
+        dtype=dtype,
+    )
+    latent, meter = meta_tensor(shape[0], spec.arch.in_channels, *shape[1:]), SketchMeter()
+    # Any weight but 1 runs both prompts.
+    guidance = 2.0 if passes == 2 else 1.0
+    _, cost = measure(
+        lambda: one_step(latent, unet, guidance=guidance, plan=plan, meter=meter),
+        held=[latent],
+        device_type=device_type,
+    )
+    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def prepare_bytes(source: Extent, channels: int, output: Extent) -> int:
+    """Return the peak of ``prepare`` on one frame, without the frame itself; alpha is counted as one more channel."""
+    image = meta_tensor(1, source.height, source.width, min(channels, 3))
+    _, cost = measure(lambda: prepare(image, output), held=[])
+    return cost.peak_bytes + alpha_bytes(channels, output)
+
+
+def alpha_bytes(channels: int, output: Extent) -> int:
+    """Return what the alpha of one frame takes."""
+    return torch.float32.itemsize * output.area if channels == 4 else 0
+
+
+def color_bytes(output: Extent, channels: int, method: ColorMethod) -> int:
+    """Return the scratch of matching colours and of laying out one frame, beside pixels, reference and result.
+
+    A formula, because hundreds of bands would take longer to sketch than all the rest: so many bands of a plane, and
+    for lab the sort of one channel. Measured with torch's allocator from 256x256 to 4000x3000.
+    """
+    plane = torch.float32.itemsize * output.area
+    halo = 2 * LOW_PASS_REACH * torch.float32.itemsize * output.width
+    # Gray has no room for matched colours in its own image, and no colours to be laid out.
+    matched = 3 * plane if channels == 1 and method != "none" else 0
+    layout = int(LAYOUT_BANDS[channels == 1 or method == "none"] * min(3 * plane, BAND_BYTES))
+    if plane <= BAND_BYTES + halo:
+        return matched + max(layout, int(COLOR_BANDS[method][0] * plane))
+    matching = int(COLOR_BANDS[method][1] * (BAND_BYTES + halo))
+    return matched + max(layout, matching, LAB_BYTES_PER_PIXEL * output.area if method == "lab" else 0)

@@ -1,0 +1,174 @@
+"""The banded networks against the same networks run whole, in float32: at any size, for any height of the bands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import seeded
+from torch import Tensor, nn
+
+from gendr_core.bands import Moments
+from gendr_core.host import Host, Meter
+from gendr_core.nets import VAE, UNet
+from gendr_core.plan import Bands
+from gendr_core.spec import UNetArch, VAEArch
+from gendr_core.windows import BandedFrame
+
+TOLERANCE = 5e-5
+"""Bound on max |difference| / standard deviation in float32."""
+
+VAE_ARCH = VAEArch(latent_channels=4, block_out_channels=(8, 8, 16, 24), layers_per_block=1, norm_groups=4)
+UNET_ARCH = UNetArch(
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(16, 32, 32),
+    attention_levels=(True, True, False),
+    layers_per_block=1,
+    head_dim=8,
+    cross_attention_dim=8,
+    norm_groups=4,
+)
+cells = st.integers(min_value=1, max_value=11)
+band_bytes = st.integers(min_value=1, max_value=60_000)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return seeded(VAE(VAE_ARCH), 1)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    return seeded(UNet(UNET_ARCH), 2)
+
+
+def noise(*shape: int) -> Tensor:
+    # Different statistics in different places, which a normalisation of parts would not survive.
+    ramp = torch.linspace(-1.0, 1.0, shape[2])[:, None]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * (1.5 + ramp) + 2.0 * ramp
+
+
+def banded(network: Any, size: int, *, recompute: bool = False, meter: Meter | None = None) -> BandedFrame:
+    return BandedFrame(Bands(band_bytes=size, recompute=recompute), network.operations, meter=meter)
+
+
+def distance(result: Tensor, whole: Tensor) -> float:
+    return float((result - whole).abs().max() / whole.std().clamp(min=1e-3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=cells, width=cells, size=band_bytes, recompute=st.booleans(), batch=st.integers(1, 2))
+def test_banded_decoder_is_the_whole_one(
+    vae: VAE, height: int, width: int, size: int, recompute: bool, batch: int
+) -> None:
+    latent = noise(batch, 4, height, width)
+    with torch.inference_mode():
+        whole = vae.decode(latent)
+        result = vae.decode(latent, run=banded(vae, size, recompute=recompute))
+    assert distance(result, whole) <= TOLERANCE
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=cells, width=cells, size=band_bytes, recompute=st.booleans(), batch=st.integers(1, 2))
+def test_banded_encoder_is_the_whole_one(
+    vae: VAE, height: int, width: int, size: int, recompute: bool, batch: int
+) -> None:
+    pixels = noise(batch, 3, 8 * height, 8 * width)
+    before = pixels.clone()
+    with torch.inference_mode():
+        whole = vae.encode(pixels)
+        result = vae.encode(pixels, run=banded(vae, size, recompute=recompute))
+    assert distance(result, whole) <= TOLERANCE
+    assert torch.equal(pixels, before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 21), width=st.integers(1, 21), size=band_bytes, batch=st.integers(1, 2))
+def test_banded_unet_is_the_whole_one(unet: UNet, height: int, width: int, size: int, batch: int) -> None:
+    latent, prompt = noise(batch, 4, height, width), noise(batch, 1, 5, 8)[:, 0]
+    before = latent.clone()
+    with torch.inference_mode():
+        whole = unet(latent, 354, prompt)
+        result = unet(latent, 354, prompt, run=banded(unet, size))
+    assert distance(result, whole) <= TOLERANCE
+    assert torch.equal(latent, before)
+
+
+def test_a_frame_of_one_band_is_the_whole_one_bit_for_bit(vae: VAE, unet: UNet) -> None:
+    latent, prompt = noise(1, 4, 9, 7), noise(1, 1, 5, 8)[:, 0]
+    with torch.inference_mode():
+        assert torch.equal(vae.decode(latent, run=banded(vae, 2**30)), vae.decode(latent))
+        assert torch.equal(unet(latent, 1, prompt, run=banded(unet, 2**30)), unet(latent, 1, prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_worse_in_bands(vae: VAE, dtype: torch.dtype) -> None:
+    latent = noise(1, 4, 9, 7)
+    half = seeded(VAE(VAE_ARCH), 1).to(dtype)
+    with torch.inference_mode():
+        exact = vae.decode(latent)
+        whole = half.decode(latent.to(dtype)).float()
+        result = half.decode(latent.to(dtype), run=banded(half, 5_000)).float()
+    assert (result - exact).square().mean() <= 1.3 * (whole - exact).square().mean()
+
+
+@settings(max_examples=50, deadline=None)
+@given(heights=st.lists(st.integers(1, 9), min_size=1, max_size=8), offset=st.floats(-50.0, 50.0))
+def test_moments_of_bands_are_those_of_the_frame(heights: list[int], offset: float) -> None:
+    norm = nn.GroupNorm(2, 6)
+    frame = noise(2, 6, sum(heights), 5) + offset
+    moments = Moments(norm)
+    for band in frame.split(heights, dim=2):
+        moments.add(band)
+    result = moments.normalisation(norm.weight, norm.bias)(frame, activate=False)
+    assert torch.allclose(result, norm(frame), atol=2e-4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_work_adds_up_to_the_same_whatever_the_bands(vae: VAE, recompute: bool) -> None:
+    latent = noise(1, 4, 16, 8)
+    counts: list[int] = []
+    for size in (3_000, 2**30):
+        meter = Meter()
+        with torch.inference_mode():
+            vae.decode(latent, run=banded(vae, size, recompute=recompute, meter=meter))
+        counts.append(meter.flops)
+    more = 1.5 if recompute else 1.001
+    assert counts[1] <= counts[0] * 1.001
+    assert counts[0] <= counts[1] * more
+
+
+class StopAfter:
+    """The user's interrupt, after so many checks."""
+
+    def __init__(self, num_checks: int) -> None:
+        self.left = num_checks
+
+    def check(self) -> None:
+        """Count down and stop."""
+        self.left -= 1
+        if self.left < 0:
+            raise InterruptedError
+
+
+def checks_of(run: Callable[[Meter], object]) -> int:
+    counter = StopAfter(10**9)
+    run(Meter(Host(interrupt=counter)))
+    return 10**9 - counter.left
+
+
+def test_a_run_can_be_stopped_between_any_two_bands(vae: VAE) -> None:
+    latent = noise(1, 4, 16, 8)
+
+    def run(meter: Meter) -> object:
+        with torch.inference_mode():
+            return vae.decode(latent, run=banded(vae, 3_000, meter=meter))
+
+    num_checks = checks_of(run)
+    assert num_checks > 100
+    for after in (0, 1, num_checks // 2, num_checks - 1):
+        with pytest.raises(InterruptedError):
+            run(Meter(Host(interrupt=StopAfter(after))))
