@@ -15,7 +15,7 @@ from .bands import BandedConvolutions, flops_of
 from .geometry import Extent, Span
 from .host import Meter
 from .nets import Operations, WholeFrame
-from .nets.layers import FrameAttention, SpatialTransformer, TransformerBlock
+from .nets.layers import GEGLU, FrameAttention, SpatialTransformer, TransformerBlock, layers_of
 from .plan import Bands, Windows
 
 MAX_SCORES = 2**26
@@ -44,10 +44,10 @@ class BandedFrame(BandedConvolutions):
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
         """Return [B, C, H, W] in the place of ``x``, given the prompt ``context`` [B, M, D]."""
-        extent = Extent(*x.shape[2:])
+        extent, blocks = Extent(*x.shape[2:]), layers_of(block.transformer_blocks, TransformerBlock)
         if self._windows_for(extent) is None and self.fits(x, HIDDEN_RATIO * x.shape[1]):
             result = WholeFrame.transformer(self, block, x, context)
-            num_flops = sum(_block_flops(layer, x, len_keys=extent.area) for layer in block.transformer_blocks)
+            num_flops = sum(_block_flops(layer, x, len_keys=extent.area) for layer in blocks)
             self.meter.advance(num_flops + flops_of(x, block.proj_in, block.proj_out), Span(0, 1), 1)
             return result
         bands = self.split_rows(x, HIDDEN_RATIO * x.shape[1])
@@ -57,11 +57,12 @@ class BandedFrame(BandedConvolutions):
             rows = normalise(x[:, :, span.places], activate=False)
             tokens[:, span.times(extent.width).places] = block.proj_in(rows.flatten(2).transpose(1, 2))
             self.meter.advance(flops_of(x, block.proj_in), span, extent.height)
-        for layer in block.transformer_blocks:
+        for layer in blocks:
             self._transformer_block(layer, tokens, context, extent)
         for span in bands:
             rows = block.proj_out(tokens[:, span.times(extent.width).places])
-            x[:, :, span.places] += rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
+            rows = rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
+            x[:, :, span.places] += rows
             self.meter.advance(flops_of(x, block.proj_out), span, extent.height)
         return x
 
@@ -90,7 +91,7 @@ class BandedFrame(BandedConvolutions):
 
     def _transformer_block(self, layer: TransformerBlock, tokens: Tensor, context: Tensor, extent: Extent) -> None:
         """Run ``layer`` on ``tokens`` [B, H * W, C] in place."""
-        grid = tokens.unflatten(1, (extent.height, extent.width))
+        grid: Tensor = tokens.unflatten(1, (extent.height, extent.width))
         frame = grid[..., 0][:, None]
         rows_per_band = self.rows_per_band(frame, HIDDEN_RATIO * tokens.shape[2])
         bands = [span.times(extent.width) for span in self.pieces(extent.height, rows_per_band)]

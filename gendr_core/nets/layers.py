@@ -7,11 +7,21 @@ included; how a frame too large for that runs is ``frame``'s and ``bands``' busi
 Shapes: B = batch, C = channels, H, W = rows and columns of the current level, N = tokens (H * W), D = context width.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def layers_of(layers: nn.ModuleList, kind: type[Layer]) -> Sequence[Layer]:
+    """Return ``layers`` as what all of them are: torch's own list does not tell."""
+    del kind
+    return cast("Sequence[Layer]", layers)
 
 
 class Operations(Protocol):

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..spec import UNetArch
 from .frame import WholeFrame
-from .layers import TORCH_OPERATIONS, Downsample, Factory, Operations, ResnetBlock, SpatialTransformer, Upsample
+from .layers import (
+    TORCH_OPERATIONS,
+    Downsample,
+    Factory,
+    Operations,
+    ResnetBlock,
+    SpatialTransformer,
+    Upsample,
+    layers_of,
+)
 
 NORM_EPS = 1e-5
 """Epsilon of the UNet's resnet and output norms (SD2.1); the VAE uses 1e-6."""
@@ -71,11 +80,14 @@ class Stage(nn.Module):
 
     def resnet(self, index: int, x: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
         """Return [B, channels, H, W] of resnet ``index`` on ``x`` and ``skip``."""
-        return given.run.resnet(self.resnets[index], x, time_embedding=given.time_embedding, skip=skip)
+        block = layers_of(self.resnets, ResnetBlock)[index]
+        return given.run.resnet(block, x, time_embedding=given.time_embedding, skip=skip)
 
     def attend(self, index: int, x: Tensor, given: Conditions) -> Tensor:
         """Return what the transformer after resnet ``index`` makes of ``x``: ``x`` itself where there is none."""
-        return x if self.attentions is None else given.run.transformer(self.attentions[index], x, given.context)
+        if self.attentions is None:
+            return x
+        return given.run.transformer(layers_of(self.attentions, SpatialTransformer)[index], x, given.context)
 
 
 class DownStage(Stage):
@@ -116,9 +128,10 @@ class MidStage(nn.Module):
 
     def forward(self, x: Tensor, given: Conditions) -> Tensor:
         """Return [B, C, H, W] from the same shape."""
-        x = given.run.resnet(self.resnets[0], x, time_embedding=given.time_embedding)
-        x = given.run.transformer(self.attentions[0], x, given.context)
-        return given.run.resnet(self.resnets[1], x, time_embedding=given.time_embedding)
+        before, after = layers_of(self.resnets, ResnetBlock)
+        x = given.run.resnet(before, x, time_embedding=given.time_embedding)
+        x = given.run.transformer(layers_of(self.attentions, SpatialTransformer)[0], x, given.context)
+        return given.run.resnet(after, x, time_embedding=given.time_embedding)
 
 
 class UNet(nn.Module):
@@ -188,24 +201,24 @@ class UNet(nn.Module):
         skips = self._down(latent, given)
         x = self.mid_block(skips[-1], given)
         # In one function: a caller further up would keep the frame of an earlier block in memory.
-        for stage in self.up_blocks:
+        for stage in layers_of(self.up_blocks, UpStage):
             for index in range(len(stage.resnets)):
                 x = stage.resnet(index, x, given, skips.pop())
                 x = stage.attend(index, x, given)
             if stage.upsamplers is not None:
                 # The next skip has the size to return to: odd sizes lose their last row or column on the way down.
                 height, width = skips[-1].shape[2:]
-                x = given.run.upsample(stage.upsamplers[0], x, (height, width))
+                x = given.run.upsample(layers_of(stage.upsamplers, Upsample)[0], x, (height, width))
         return given.run.output(self.conv_norm_out, self.conv_out, x)
 
     def _down(self, latent: Tensor, given: Conditions) -> list[Tensor]:
         """Return every result on the way down in order: the skips for the way up."""
         skips = [given.run.convolution(self.conv_in, latent)]
-        for stage in self.down_blocks:
+        for stage in layers_of(self.down_blocks, DownStage):
             for index in range(len(stage.resnets)):
                 skips.append(stage.attend(index, stage.resnet(index, skips[-1], given), given))
             if stage.downsamplers is not None:
-                skips.append(given.run.downsample(stage.downsamplers[0], skips[-1]))
+                skips.append(given.run.downsample(layers_of(stage.downsamplers, Downsample)[0], skips[-1]))
         return skips
 
 

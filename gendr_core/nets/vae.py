@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..spec import VAEArch
 from .frame import WholeFrame
-from .layers import TORCH_OPERATIONS, Downsample, Factory, FrameAttention, Operations, ResnetBlock, Upsample
+from .layers import TORCH_OPERATIONS, Downsample, Factory, FrameAttention, Operations, ResnetBlock, Upsample, layers_of
 
 NORM_EPS = 1e-6
 
@@ -71,15 +71,16 @@ class Encoder(nn.Module):
         """Return [B, 2 * latent_channels, h, w] from [B, 3, H, W]."""
         # All in one function: a caller further up would keep the frame of an earlier block in memory.
         x = run.convolution(self.conv_in, pixels)
-        for stage in self.down_blocks:
-            for resnet in stage.resnets:
+        for stage in layers_of(self.down_blocks, DownStage):
+            for resnet in layers_of(stage.resnets, ResnetBlock):
                 x = run.resnet(resnet, x, owned=True)
             if stage.downsamplers is not None:
-                x = run.downsample(stage.downsamplers[0], x)
-        x = run.resnet(self.mid_block.resnets[0], x, owned=True)
+                x = run.downsample(layers_of(stage.downsamplers, Downsample)[0], x)
+        before, after = layers_of(self.mid_block.resnets, ResnetBlock)
+        x = run.resnet(before, x, owned=True)
         if self.mid_block.attentions is not None:
-            x = run.attention(self.mid_block.attentions[0], x)
-        x = run.resnet(self.mid_block.resnets[1], x, owned=True)
+            x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
+        x = run.resnet(after, x, owned=True)
         return run.output(self.conv_norm_out, self.conv_out, x)
 
 
@@ -101,15 +102,16 @@ class Decoder(nn.Module):
         """Return [B, 3, H, W] from [B, latent_channels, h, w]."""
         # All in one function, as in the encoder.
         x = run.convolution(self.conv_in, latent)
-        x = run.resnet(self.mid_block.resnets[0], x, owned=True)
+        before, after = layers_of(self.mid_block.resnets, ResnetBlock)
+        x = run.resnet(before, x, owned=True)
         if self.mid_block.attentions is not None:
-            x = run.attention(self.mid_block.attentions[0], x)
-        x = run.resnet(self.mid_block.resnets[1], x, owned=True)
-        for stage in self.up_blocks:
-            for resnet in stage.resnets:
+            x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
+        x = run.resnet(after, x, owned=True)
+        for stage in layers_of(self.up_blocks, UpStage):
+            for resnet in layers_of(stage.resnets, ResnetBlock):
                 x = run.resnet(resnet, x, owned=True)
             if stage.upsamplers is not None:
-                x = run.upsample(stage.upsamplers[0], x, (2 * x.shape[2], 2 * x.shape[3]))
+                x = run.upsample(layers_of(stage.upsamplers, Upsample)[0], x, (2 * x.shape[2], 2 * x.shape[3]))
         return run.output(self.conv_norm_out, self.conv_out, x)
 
 
