@@ -4,7 +4,7 @@ Role: ``planner`` fills a ladder for every stage; ``pipeline`` and the nodes run
 earlier stages finished is not lost. What is returned always comes from a stage that ran to its end.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from typing import TypeVar
@@ -115,7 +115,7 @@ def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Resul
 
 
 @contextmanager
-def typed_memory_errors() -> Iterator[None]:
+def typed_memory_errors() -> Generator[None]:
     """Turn what is left of untyped errors for want of memory, between the stages, into ``OutOfMemoryError``."""
     try:
         yield
@@ -131,6 +131,7 @@ def run_twice(stage: str, compute: Callable[[], Result]) -> Result:
     Raises:
         OutOfMemoryError: it did so again.
     """
+    complaint = ""
     for _ in range(2):
         try:
             return compute()

@@ -122,7 +122,7 @@ class Meter:
     def __init__(self, host: Host | None = None, total_flops: int = 0) -> None:
         """Start at 0 of ``total_flops``; with a total of 0 nothing is reported, only interrupts are checked."""
         self.host = host or Host()
-        self.flops = 0
+        self.flops: int = 0
         """Done so far."""
         self._total_flops = total_flops
         self._reported = 0

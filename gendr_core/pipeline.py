@@ -63,12 +63,13 @@ def restore(
     _log.info("%s", plan.describe())
     job = _Job(unet, vae, options, planner, Meter(host, plan.flops))
     with torch.inference_mode():
+        if num_frames == 1:
+            return _restore_frame(image, job, None)
         size = (num_frames, planner.output.height, planner.output.width, channels)
-        result = run_twice("the result", lambda: torch.empty(size)) if num_frames > 1 else None
+        result = run_twice("the result", lambda: torch.empty(size))
         for index in range(num_frames):
-            out = None if result is None else result[index : index + 1]
-            finished = _restore_frame(image[index : index + 1], job, out)
-    return finished if result is None else result
+            _restore_frame(image[index : index + 1], job, result[index : index + 1])
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ work grows with the number of pixels. The VAE's one attention stays exact: queri
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,8 +62,7 @@ class BandedFrame(BandedConvolutions):
             self._transformer_block(layer, tokens, context, extent)
         for span in bands:
             rows = block.proj_out(tokens[:, span.times(extent.width).places])
-            rows = rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
-            x[:, :, span.places] += rows
+            x[:, :, span.places] += rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
             self.meter.advance(flops_of(x, block.proj_out), span, extent.height)
         return x
 
@@ -87,11 +87,11 @@ class BandedFrame(BandedConvolutions):
             # Nobody reads the normalised tokens of a piece again: its result takes their place.
             tokens[:, span.places] = block.mix(tokens[:, span.places], keys, values)
             self.meter.advance(num_flops, span, height * width)
-        return x.add_(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        return x.add_(tokens.transpose(1, 2).reshape(x.shape))
 
     def _transformer_block(self, layer: TransformerBlock, tokens: Tensor, context: Tensor, extent: Extent) -> None:
         """Run ``layer`` on ``tokens`` [B, H * W, C] in place."""
-        grid: Tensor = tokens.unflatten(1, (extent.height, extent.width))
+        grid = tokens.view(tokens.shape[0], extent.height, extent.width, -1)
         frame = grid[..., 0][:, None]
         rows_per_band = self.rows_per_band(frame, HIDDEN_RATIO * tokens.shape[2])
         bands = [span.times(extent.width) for span in self.pieces(extent.height, rows_per_band)]
@@ -163,7 +163,8 @@ def _self_attention_flops(layer: TransformerBlock, frame: Tensor, num_keys: int)
 
 def _prompt_and_feed_forward_flops(layer: TransformerBlock, frame: Tensor, num_tokens: int) -> int:
     """Return the FLOPs of the rest of a block; keys and values of the prompt are left out."""
-    linears = (layer.attn2.to_q, layer.attn2.to_out[0], layer.ff.net[0].proj, layer.ff.net[2])
+    inner, _, outer = layer.ff.net
+    linears = (layer.attn2.to_q, layer.attn2.to_out[0], cast("GEGLU", inner).proj, outer)
     return flops_of(frame, *linears) + _attention_flops(frame, layer.attn2.to_q.in_features, num_tokens)
 
 

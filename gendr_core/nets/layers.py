@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -254,7 +253,7 @@ class FrameAttention(nn.Module):
         """Return [B, C, H, W] from the same shape."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         mixed = self.mix(tokens, self.to_k(tokens), self.to_v(tokens))
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + mixed.transpose(1, 2).reshape(x.shape)
 
     def mix(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return what the queries of ``x`` [B, N, C] find in ``keys`` and ``values`` [B, M, C]: [B, N, C]."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gendr_core.host import Meter
 from gendr_core.nets import VAE, UNet
+from gendr_core.nets.layers import SpatialTransformer
 from gendr_core.plan import Bands, Windows
 from gendr_core.spec import UNetArch, VAEArch
 from gendr_core.windows import BandedFrame
@@ -72,7 +73,8 @@ def test_windows_that_see_everything_are_full_attention(unet: UNet) -> None:
 
 
 def test_attention_reaches_as_far_as_the_context_and_no_further(unet: UNet) -> None:
-    block = unet.down_blocks[0].attentions[0]  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+    block = unet.get_submodule("down_blocks.0.attentions.0")
+    assert isinstance(block, SpatialTransformer)
     generator = torch.Generator().manual_seed(0)
     frame = torch.randn(1, 16, 32, 8, generator=generator)
     # Exchanging two rows leaves the statistics of the normalisation in front as they are.
