@@ -18,10 +18,16 @@ from .geometry import Span, partition
 from .host import Meter
 from .nets import Operations, WholeFrame
 from .nets.layers import Downsample, ResnetBlock, Upsample
+from .parking import Frames
 from .plan import Bands
 
+PROCESSOR = torch.device("cpu")
 Read = Callable[[Span], Tensor]
 """Gives rows of a frame as [B, C, rows, W], ready for a convolution."""
+
+
+COPIED_BYTES = 2**24
+"""Of a band that is copied to float32 for its statistics at once."""
 
 
 class Moments:
@@ -39,6 +45,15 @@ class Moments:
 
     def add(self, band: Tensor) -> None:
         """Take [B, C, rows, W] in."""
+        if band.dtype == torch.float32 or band.device.type in ("cpu", "meta"):
+            self._take(band)
+            return
+        # Elsewhere the kernel stores its statistics in the dtype of the band: 16-bit bands go in as float32 pieces.
+        rows = max(1, COPIED_BYTES // (4 * band[:, :, 0].numel()))
+        for piece in band.split(rows, dim=2):
+            self._take(piece.float())
+
+    def _take(self, band: Tensor) -> None:
         batch, channels, rows, width = band.shape
         ones = torch.ones(channels, device=band.device)
         # The fused kernel reads a band once and keeps float32 statistics; its normalised band is not used.
@@ -90,15 +105,19 @@ class Normalisation:
 class BandedConvolutions(WholeFrame):
     """The blocks made of convolutions, in bands of rows."""
 
-    def __init__(self, bands: Bands, operations: Operations, meter: Meter | None = None) -> None:
+    def __init__(
+        self, bands: Bands, operations: Operations, meter: Meter | None = None, *, device: torch.device = PROCESSOR
+    ) -> None:
         """Remember how to run.
 
         Args:
-            bands: how large a band may be.
+            bands: how large a band may be, and where frames live.
             operations: of the network that this will run.
             meter: told of every band.
+            device: where the network computes, which only parked frames do not tell.
         """
         self.bands = bands
+        self.frames = Frames(device if bands.parked else None)
         self.operations = operations
         self.meter = meter or Meter()
 
@@ -109,19 +128,19 @@ class BandedConvolutions(WholeFrame):
     def convolution(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Return [B, C_out, H, W] of a 3x3 convolution with stride 1."""
         if self.fits(x, conv.out_channels):
-            return self.whole(super().convolution(conv, x), conv)
-        out = _like(x, conv.out_channels)
-        self._convolve(conv, lambda span: x[:, :, span.places], out, self.split_rows(x, conv.out_channels))
+            return self.frames.park(self.whole(super().convolution(conv, self.frames.read_all(x)), conv))
+        out = self.frames.make(x, x.shape[0], conv.out_channels, *x.shape[2:])
+        self._convolve(conv, lambda span: self.frames.read(x, span), out, self.split_rows(x, conv.out_channels))
         return out
 
     def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution."""
+        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution. What leaves the network is not parked."""
         if self.fits(x, conv.out_channels):
-            return self.whole(super().output(norm, conv, x), conv)
+            return self.whole(super().output(norm, conv, self.frames.read_all(x)), conv)
         spans = self.split_rows(x, conv.out_channels)
-        normalise = self.normalisation(norm, lambda span: x[:, :, span.places], spans)
-        out = _like(x, conv.out_channels)
-        self._convolve(conv, lambda span: normalise(x[:, :, span.places], activate=True), out, spans)
+        normalise = self.normalisation(norm, lambda span: self.frames.read(x, span), spans)
+        out = self.frames.make_near(x, x.shape[0], conv.out_channels, *x.shape[2:])
+        self._convolve(conv, lambda span: normalise(self.frames.read(x, span), activate=True), out, spans)
         return out
 
     def resnet(
@@ -134,53 +153,53 @@ class BandedConvolutions(WholeFrame):
         owned: bool = False,
     ) -> Tensor:
         """Return [B, C_out, H, W] of a resnet block; arguments as ``WholeFrame.resnet``."""
-        channels = max(block.conv1.in_channels, block.conv1.out_channels)
+        channels, frames = max(block.conv1.in_channels, block.conv1.out_channels), self.frames
         if self.fits(x, channels):
-            result = super().resnet(block, x, time_embedding=time_embedding, skip=skip)
-            return self.whole(result, block.conv1, block.conv2, block.conv_shortcut)
+            result = super().resnet(block, frames.read_all(x), time_embedding=time_embedding, skip=skip)
+            return frames.park(self.whole(result, block.conv1, block.conv2, block.conv_shortcut))
         spans = self.split_rows(x, channels)
 
         def read(span: Span) -> Tensor:
-            rows = x[:, :, span.places]
-            return rows if skip is None else torch.cat([rows, skip[:, :, span.places]], dim=1)
+            rows = frames.read(x, span)
+            return rows if skip is None else torch.cat([rows, frames.read(skip, span)], dim=1)
 
         time_bias = block.time_bias(time_embedding)
         first = self.normalisation(block.norm1, read, spans)
         in_place = owned and skip is None and block.conv_shortcut is None
         if in_place and self.bands.recompute:
             return self._resnet_again(block, x, first, time_bias)
-        middle = _like(x, block.conv1.out_channels)
+        middle = frames.make(x, x.shape[0], block.conv1.out_channels, *x.shape[2:])
         self._convolve(block.conv1, lambda span: first(read(span), activate=True), middle, spans)
         if time_bias is not None:
             middle += time_bias
-        second = self.normalisation(block.norm2, lambda span: middle[:, :, span.places], spans)
+        second = self.normalisation(block.norm2, lambda span: frames.read(middle, span), spans)
 
         def shortcut(span: Span) -> Tensor:
             self.meter.advance(flops_of(middle, block.conv_shortcut), span, x.shape[2])
             rows = read(span)
             return rows if block.conv_shortcut is None else block.conv_shortcut(rows)
 
-        out = x if in_place else torch.empty_like(middle)
+        out = x if in_place else frames.make(middle, *middle.shape)
         self._convolve(
-            block.conv2, lambda span: second(middle[:, :, span.places], activate=True), out, spans, add=shortcut
+            block.conv2, lambda span: second(frames.read(middle, span), activate=True), out, spans, add=shortcut
         )
         return out
 
     def downsample(self, block: Downsample, x: Tensor) -> Tensor:
         """Return the frame at half its size."""
         if self.fits(x):
-            return self.whole(super().downsample(block, x), block.conv)
+            return self.frames.park(self.whole(super().downsample(block, self.frames.read_all(x)), block.conv))
         height, before = x.shape[2], 0 if block.pad_end else 1
         size = [(length + before + 1 - 3) // 2 + 1 for length in x.shape[2:]]
-        out = x.new_empty(*x.shape[:2], *size)
-        weight, bias = self.operations.weights(block.conv, x)
+        out = self.frames.make(x, *x.shape[:2], *size)
+        weight, bias = self.operations.weights(block.conv, self.frames.make_near(x, 0))
         for span in self.split_rows(out):
             # Output row r reads input rows 2 r - before to 2 r - before + 2; what lies outside is 0.
             first, last = 2 * span.start - before, 2 * span.stop - before + 1
             inside = Span(max(0, first), min(height, last))
             borders = (before, 1, inside.start - first, last - inside.stop)
-            padded = F.pad(x[:, :, inside.places], borders)
-            out[:, :, span.places] = F.conv2d(padded, weight, bias, stride=2)
+            padded = F.pad(self.frames.read(x, inside), borders)
+            self.frames.write(out, span, F.conv2d(padded, weight, bias, stride=2))
             self.meter.advance(flops_of(out, block.conv), span, out.shape[2])
         return out
 
@@ -188,12 +207,12 @@ class BandedConvolutions(WholeFrame):
         """Return the frame at ``size``, twice its own or one less."""
         out_shape = (*x.shape[:2], *size)
         if x.element_size() * out_shape[0] * out_shape[1] * size[0] * size[1] <= self.bands.band_bytes:
-            return self.whole(super().upsample(block, x, size), block.conv)
-        out = x.new_empty(out_shape)
+            return self.frames.park(self.whole(super().upsample(block, self.frames.read_all(x), size), block.conv))
+        out = self.frames.make(x, *out_shape)
 
         def read(span: Span) -> Tensor:
             coarse = Span(span.start // 2, (span.stop + 1) // 2)
-            fine = F.interpolate(x[:, :, coarse.places], scale_factor=2.0, mode="nearest")
+            fine = F.interpolate(self.frames.read(x, coarse), scale_factor=2.0, mode="nearest")
             return fine[:, :, span.within(coarse.times(2)), : size[1]]
 
         self._convolve(block.conv, read, out, self.split_rows(out))
@@ -215,26 +234,27 @@ class BandedConvolutions(WholeFrame):
         height = x.shape[2]
         # Two rows above a band are kept, which a thinner band would not have.
         spans = self.pieces(height, max(2, self.rows_per_band(x, x.shape[1])))
-        conv1, conv2 = (self.operations.weights(conv, x) for conv in (block.conv1, block.conv2))
+        conv1, conv2 = (
+            self.operations.weights(conv, self.frames.make_near(x, 0)) for conv in (block.conv1, block.conv2)
+        )
 
         def middle(rows: Tensor, have: Span, want: Span) -> Tensor:
             result = _convolved(first(rows, activate=True), *conv1, have=have, want=want)
             return result if time_bias is None else result.add_(time_bias)
 
-        moments = Moments(block.norm2)
+        moments, above = Moments(block.norm2), self.frames.read(x, Span(0, 0))
         for span in spans:
             have = span.widened(1, 1, height)
-            moments.add(middle(x[:, :, have.places], have, span))
+            moments.add(middle(self.frames.read(x, have), have, span))
             self.meter.advance(flops_of(x, block.conv1), span, height)
-        second = self._affine(block.norm2, moments, x[:, :, :1])
-        above = x[:, :, :0]
+        second = self._affine(block.norm2, moments, above)
         for span in spans:
             inner, outer = span.widened(1, 1, height), span.widened(2, 2, height)
-            rows = torch.cat([above, x[:, :, span.start : outer.stop]], dim=2)
+            rows = torch.cat([above, self.frames.read(x, Span(span.start, outer.stop))], dim=2)
             # The next band reads these as they were.
-            above = x[:, :, span.stop - 2 : span.stop].clone()
+            above = self.frames.read(x, Span(span.stop - 2, span.stop)).clone()
             normalised = second(middle(rows, outer, inner), activate=True)
-            x[:, :, span.places] += _convolved(normalised, *conv2, have=inner, want=span)
+            self.frames.add(x, span, _convolved(normalised, *conv2, have=inner, want=span))
             self.meter.advance(flops_of(x, block.conv1, block.conv2), span, height)
         return x
 
@@ -243,13 +263,13 @@ class BandedConvolutions(WholeFrame):
     ) -> None:
         """Write a 3x3 convolution with stride 1 of what ``read`` gives, plus what ``add`` gives, into ``out``."""
         height = out.shape[2]
-        weights = self.operations.weights(conv, out)
+        weights = self.operations.weights(conv, self.frames.make_near(out, 0))
         for span in spans:
             have = span.widened(1, 1, height)
             result = _convolved(read(have), *weights, have=have, want=span)
             if add is not None:
                 result.add_(add(span))
-            out[:, :, span.places] = result
+            self.frames.write(out, span, result)
             self.meter.advance(flops_of(out, conv), span, height)
 
     def fits(self, x: Tensor, channels: int = 0) -> bool:
@@ -270,10 +290,6 @@ class BandedConvolutions(WholeFrame):
         rows = Span(0, result.shape[2])
         self.meter.advance(flops_of(result, *layers), rows, len(rows))
         return result
-
-
-def _like(x: Tensor, channels: int) -> Tensor:
-    return x.new_empty(x.shape[0], channels, *x.shape[2:])
 
 
 def flops_of(out: Tensor, *layers: nn.Module | None) -> int:

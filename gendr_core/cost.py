@@ -2,13 +2,13 @@
 
 Role: the planner runs every stage through ``measure`` with networks on torch's meta device. Knows nothing of networks.
 
-Scratch memory of kernels is the second half of this file. The formulas for ``cpu`` fit the tables of
-benchmarks/results/*_coefficients_cpu.md, measured by benchmarks/coefficients.py (torch 2.13, oneDNN on AVX-512). Those
-for other devices are not measured: they grant a convolution the bytes of its input and weights as cuDNN's workspace.
+``scratch`` says what kernels take besides their results.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-ATEN: Any = torch.ops.aten
+from .scratch import ACCELERATOR_SCRATCH, ATEN, CPU_SCRATCH, round_up
+
 ATTENTION = ATEN.scaled_dot_product_attention.default
 LINEAR = ATEN.linear.default
 WHOLE = (LINEAR, ATEN.upsample_nearest2d.vec)  # made of others, but of other others where a mode like ours watches
 CUDA_GRANULE_BYTES = 512  # torch's CUDA allocator rounds up to this; what it loses in its 2 MiB blocks is not covered
 REMEMBERED = 4096  # outcomes kept; the full-size UNet has some 300 different ones
 META, SEQUENCES = torch.device("meta"), (list, tuple)
+_ELSEWHERE: ContextVar[bool] = ContextVar("elsewhere", default=False)
 
 Result = TypeVar("Result")
 
@@ -38,6 +40,18 @@ class Cost:
     """Of convolutions, matrix products and attention; a multiply-add counts 2. Everything else is left out."""
     peak_bytes: int
     """Most bytes of tensors alive at once, scratch memory of kernels included."""
+    elsewhere_bytes: int = 0
+    """Most bytes at once of tensors made ``elsewhere``, which ``peak_bytes`` leaves out."""
+
+
+@contextmanager
+def elsewhere() -> Generator[None]:
+    """Let what is allocated inside count as memory of another device than the one that is measured."""
+    token = _ELSEWHERE.set(True)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
 
 
 def measure(run: Callable[[], Result], held: Sequence[Tensor] = (), *, device_type: str = "cpu") -> tuple[Result, Cost]:
@@ -51,7 +65,7 @@ def measure(run: Callable[[], Result], held: Sequence[Tensor] = (), *, device_ty
     held_storages = {tensor.untyped_storage() for tensor in held}
     with torch.inference_mode(), _Meter(sum(map(len, held_storages)), device_type) as meter:
         result = run()
-    return result, Cost(flops=meter.flops, peak_bytes=meter.peak_bytes)
+    return result, Cost(flops=meter.flops, peak_bytes=meter.peak_bytes[False], elsewhere_bytes=meter.peak_bytes[True])
 
 
 class _Meter(TorchDispatchMode):
@@ -61,8 +75,9 @@ class _Meter(TorchDispatchMode):
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self._setting = (device_type, torch.get_num_threads())
         self._elementary: set[Any] = set(WHOLE)
-        self._live_bytes = held_bytes
-        self.peak_bytes = held_bytes
+        # What is on the device, and what is elsewhere.
+        self._live_bytes = [held_bytes, 0]
+        self.peak_bytes = [held_bytes, 0]
         self.flops = 0
 
     def __torch_dispatch__(
@@ -79,16 +94,17 @@ class _Meter(TorchDispatchMode):
             self._elementary.add(func)
         outcome = _outcome(func, _describe(args), _describe(tuple(kwargs.items())), self._setting)
         result = outcome.replay(args, kwargs) if outcome.replayable else func(*args, **kwargs)
+        place = _ELSEWHERE.get()
         for index, num_bytes in outcome.allocated:
             tensor = result if isinstance(result, Tensor) else result[index]
-            self._live_bytes += num_bytes
-            weakref.finalize(tensor.untyped_storage(), self._free, num_bytes).atexit = False
+            self._live_bytes[place] += num_bytes
+            weakref.finalize(tensor.untyped_storage(), self._free, place, num_bytes).atexit = False
         self.flops += outcome.flops
-        self.peak_bytes = max(self.peak_bytes, self._live_bytes + outcome.scratch_bytes)
+        self.peak_bytes[place] = max(self.peak_bytes[place], self._live_bytes[place] + outcome.scratch_bytes)
         return result
 
-    def _free(self, num_bytes: int) -> None:
-        self._live_bytes -= num_bytes
+    def _free(self, place: bool, num_bytes: int) -> None:
+        self._live_bytes[place] -= num_bytes
 
 
 class _Sketch(NamedTuple):
@@ -177,7 +193,7 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], setting:
         results.append(same[0] if same else _describe(leaf) if fresh else None)
         if fresh:
             granule = CUDA_GRANULE_BYTES if setting[0] == "cuda" else 1
-            allocated.append((index, _round_up(leaf.untyped_storage().nbytes(), granule)))
+            allocated.append((index, round_up(leaf.untyped_storage().nbytes(), granule)))
     scratch = (CPU_SCRATCH if setting[0] == "cpu" else ACCELERATOR_SCRATCH).get(func.overloadpacket)
     return _Outcome(
         results=tuple(results),
@@ -202,99 +218,3 @@ def _is_fused(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Tell whether attention runs in a kernel that never holds the tokens x tokens matrix."""
     rows_dense = all(x.stride(-1) == 1 for x in (query, key, value))
     return query.ndim == 4 and query.shape[-1] == value.shape[-1] and rows_dense
-
-
-def _round_up(value: int, granule: int) -> int:
-    return -(-value // granule) * granule
-
-
-ONEDNN_CHANNELS = 16  # that its own memory layout holds together, with AVX-512; fewer with older instructions
-ONEDNN_THREAD_BYTES = 4120  # that a convolution in channels_last takes per thread, and once more
-ONEDNN_MATRIX_BYTES = 1 << 18  # more than a product of 16-bit matrices took per thread
-
-
-def _convolution(threads: int, out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
-    """Return what a convolution allocates besides its result: copies in oneDNN's layout, or the columns of im2col."""
-    kernel = weight.shape[2:].numel()
-    channels_last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
-    copied = _dense_copy(threads, out, x)
-    small = (x.shape[0] == 1 and x.numel() <= 20480) or kernel == threads == 1
-    if not _has_onednn(x.dtype) or (small and x.dtype == torch.float32):  # then torch has kernels of its own
-        columns = out.numel() // out.shape[1] * x.shape[1] * kernel * x.element_size()
-        return copied + (columns + (weight.nbytes if channels_last else 0) if kernel > 1 else 0)
-    blocks_in, blocks_out = (_round_up(c, ONEDNN_CHANNELS) / c for c in (x.shape[1], out.shape[1]))
-    if channels_last:
-        reordered = int(weight.nbytes * blocks_out) + (weight.nbytes if kernel > 1 else 0)
-        return copied + reordered + ONEDNN_THREAD_BYTES * (threads + 1)
-    inputs = int(x.nbytes * blocks_in + weight.nbytes * blocks_in * blocks_out)
-    if kernel == 1 and x.element_size() == 2:  # every thread sums up one whole image in fp32
-        inputs += int(threads * out[0].numel() * 4 * blocks_out)
-    blocked_out = int(out.nbytes * blocks_out)
-    # The copies of the inputs are gone when the result is brought back to torch's layout.
-    return copied + max(inputs + blocked_out - out.nbytes, blocked_out)
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN computes in ``dtype`` on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    return dtype == torch.float32 or (dtype in asked and getattr(torch.ops.mkldnn, asked[dtype])())
-
-
-def _linear(threads: int, _out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
-    """Return what a product of matrices allocates: oneDNN's 16-bit ones copy both where the first is transposed."""
-    if x.dtype == torch.float32 or not _has_onednn(x.dtype):
-        return 0
-    return (0 if x.is_contiguous() else x.nbytes + weight.nbytes) + ONEDNN_MATRIX_BYTES * threads
-
-
-def _matrix_product(threads: int, out: Tensor, *operands: Tensor) -> int:
-    return _linear(threads, out, *operands[-2:])
-
-
-def _attention(threads: int, _out: Tensor, query: Tensor, key: Tensor, *_: Any) -> int:
-    """Return what the flash kernel for CPUs allocates: a block of the matrix per thread, and a sum per query."""
-    queries, keys, channels = query.shape[-2], key.shape[-2], query.shape[-1]
-    rows = min(queries, 256 if queries >= 768 else 64 if queries >= 192 else 32)
-    element_bytes = 4 if query.element_size() == 4 else 4 + query.element_size()  # an fp32 score, and it in 16 bits
-    block = rows * (min(512, keys) * element_bytes + 4 * channels + 8)
-    return threads * block + query.numel() // channels * 4
-
-
-def _dense_copy(_threads: int, _out: Any, x: Tensor, *_: Any) -> int:
-    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    return 0 if dense else x.nbytes
-
-
-def _resized_columns(_threads: int, out: Tensor, x: Tensor, *_: Any) -> int:
-    """Return the size of the image that is resized along its rows only, which is the first of two steps."""
-    return out.nbytes // out.shape[2] * x.shape[2]
-
-
-def _workspace(threads: int, out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
-    """Return a guess of cuDNN's workspace and the copy that it makes of a band of rows; not measured."""
-    return x.nbytes + weight.nbytes + _dense_copy(threads, out, x)
-
-
-def _sums(_threads: int, _out: Tensor, query: Tensor, *_: Any) -> int:
-    return query.numel() // query.shape[-1] * 4  # one in fp32 per query
-
-
-CPU_SCRATCH: dict[Any, Callable[..., int]] = {
-    ATEN.convolution: _convolution,
-    ATEN.linear: _linear,
-    ATEN.mm: _matrix_product,
-    ATEN.addmm: _matrix_product,
-    ATEN.bmm: _matrix_product,
-    ATEN.baddbmm: _matrix_product,
-    ATEN.scaled_dot_product_attention: _attention,
-    ATEN.native_layer_norm: _dense_copy,
-    ATEN.pixel_shuffle: _dense_copy,
-    ATEN.pixel_unshuffle: _dense_copy,
-    ATEN._upsample_bicubic2d_aa: _resized_columns,
-}
-ACCELERATOR_SCRATCH: dict[Any, Callable[..., int]] = {
-    ATEN.convolution: _workspace,
-    ATEN.scaled_dot_product_attention: _sums,
-}

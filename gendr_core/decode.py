@@ -46,5 +46,5 @@ def decode(
     vae = required_vae(vae)
     meter = meter or Meter()
     device = meter.host.residency.acquire(vae.network, plan.activation_bytes)
-    run = BandedFrame(plan.bands, vae.network.operations, meter=meter)
+    run = BandedFrame(plan.bands, vae.network.operations, meter=meter, device=device)
     return vae.network.decode(latent.to(device, vae.dtype), run=run).float()

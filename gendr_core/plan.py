@@ -40,6 +40,8 @@ class Bands:
     """Most bytes that a band of an activation takes; at least one row is always taken."""
     recompute: bool = False
     """Whether blocks of the VAE compute their middle twice instead of keeping it: one whole activation less."""
+    parked: bool = False
+    """Whether whole activations live in the processor's memory, and only bands of them on the device: VAE only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +89,8 @@ class StagePlan:
     """Of convolutions, linear layers and attention, for one frame; a multiply-add counts 2."""
     activation_bytes: int = 0
     """Most bytes of tensors on the device at once, weights left out."""
+    host_bytes: int = 0
+    """Most bytes of parked activations in the processor's memory at once."""
 
     @property
     def mode(self) -> str:
@@ -104,9 +108,11 @@ class StagePlan:
         return ", ".join([*parts, self.describe_bands()])
 
     def describe_bands(self) -> str:
-        """Return how large bands are, and whether the middle of blocks is computed twice."""
+        """Return how large bands are, whether the middle of blocks is computed twice, and what is parked."""
         bands = f"bands of {self.bands.band_bytes / 2**20:g} MiB"
-        return f"{bands}, blocks computed twice" if self.bands.recompute else bands
+        again = ", blocks computed twice" if self.bands.recompute else ""
+        parked = f", {self.host_bytes / 2**30:.2f} GiB parked in the processor's memory" if self.bands.parked else ""
+        return bands + again + parked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

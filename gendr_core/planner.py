@@ -170,12 +170,20 @@ class Planner:
         ways = [Bands(band_bytes=large)]
         if side == "vae16":
             ways += [Bands(band_bytes=large, recompute=True), Bands(band_bytes=small, recompute=True)]
+        if side == "vae16" and self._device_type != "cpu":
+            ways += [Bands(band_bytes=size, parked=True) for size in (large, small)]
+            ways += [Bands(band_bytes=small, recompute=True, parked=True)]
         spec, dtype = (None, None) if self._vae is None else (self._vae.spec, self._vae.dtype)
         held = self._held_bytes(stage)
         for bands in ways:
             way = StagePlan(bands=bands, windows=None)
             cost = cost_of(self._unet.spec, spec, dtype, self.padded, way, self._device_type)
-            yield replace(way, flops=cost.flops, activation_bytes=_with_margin(held + cost.peak_bytes))
+            yield replace(
+                way,
+                flops=cost.flops,
+                activation_bytes=_with_margin(held + cost.peak_bytes),
+                host_bytes=cost.elsewhere_bytes,
+            )
 
     def _step_ways(self) -> Iterator[StagePlan]:
         memory = self._options.memory

@@ -6,6 +6,7 @@ the frames of one size come again.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -104,7 +105,7 @@ def encode_cost(
         held=[pixels],
         device_type=device_type,
     )
-    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+    return replace(cost, flops=meter.flops)
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -121,7 +122,7 @@ def decode_cost(
         held=[latent],
         device_type=device_type,
     )
-    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+    return replace(cost, flops=meter.flops)
 
 
 def _shuffle_cost(padded: Extent) -> Cost:
@@ -194,7 +195,7 @@ def _pass_cost(
         held=[latent],
         device_type=device_type,
     )
-    return Cost(flops=meter.flops, peak_bytes=cost.peak_bytes)
+    return replace(cost, flops=meter.flops)
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -12,16 +12,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .bands import BandedConvolutions, flops_of
+from .bands import PROCESSOR, BandedConvolutions, flops_of
 from .geometry import Extent, Span
 from .host import Meter
 from .nets import Operations, WholeFrame
 from .nets.layers import GEGLU, FrameAttention, SpatialTransformer, TransformerBlock, layers_of
 from .plan import Bands, Windows
 
-MAX_SCORES = 2**26
-"""Most query-key pairs in one piece of attention: half a second on two CPU cores at width 512, and a bound on the
-scratch of kernels that hold the scores."""
+SCORES_PER_BAND_BYTE = 4
+"""Query-key pairs in one piece of attention, for each byte that a band may take: half a second at width 512 on two CPU
+cores, enough to keep a GPU busy, and a bound on what a kernel that holds them would take."""
 HIDDEN_RATIO = 8
 """Width of the feed-forward layer's first result over that of the tokens: the widest thing in a block."""
 
@@ -30,17 +30,24 @@ class BandedFrame(BandedConvolutions):
     """Every block of both networks on frames of any size; inference only."""
 
     def __init__(
-        self, bands: Bands, operations: Operations, *, windows: Windows | None = None, meter: Meter | None = None
+        self,
+        bands: Bands,
+        operations: Operations,
+        *,
+        windows: Windows | None = None,
+        meter: Meter | None = None,
+        device: torch.device = PROCESSOR,
     ) -> None:
         """Remember how to run.
 
         Args:
-            bands: how large a band may be.
+            bands: how large a band may be, and where frames live; those of the UNet are never parked.
             operations: of the network that this will run.
             windows: of the UNet's self-attention; None lets every position see the whole frame.
             meter: told of every band, window and piece of attention.
+            device: where the network computes, which only parked frames do not tell.
         """
-        super().__init__(bands, operations, meter)
+        super().__init__(bands, operations, meter, device=device)
         self.windows = windows
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
@@ -72,22 +79,26 @@ class BandedFrame(BandedConvolutions):
         pieces = self._pieces(height * width, height * width)
         num_flops = flops_of(x, block.to_q, block.to_out[0]) + _attention_flops(x, channels, height * width)
         if self.fits(x) and len(pieces) == 1:
-            result = WholeFrame.attention(self, block, x)
+            result = WholeFrame.attention(self, block, self.frames.read_all(x))
             self.meter.advance(num_flops + flops_of(x, block.to_k, block.to_v), Span(0, 1), 1)
-            return result
+            return self.frames.park(result)
         bands = self.split_rows(x)
-        normalise = self.normalisation(block.group_norm, lambda span: x[:, :, span.places], bands)
-        tokens, keys, values = (x.new_empty(batch, height * width, channels) for _ in range(3))
+        normalise = self.normalisation(block.group_norm, lambda span: self.frames.read(x, span), bands)
+        # Of the coarsest level, and read by every query: near the network even where frames are parked.
+        tokens, keys, values = (self.frames.make_near(x, batch, height * width, channels) for _ in range(3))
         for span in bands:
             places = span.times(width).places
-            rows = normalise(x[:, :, span.places], activate=False).flatten(2).transpose(1, 2)
+            rows = normalise(self.frames.read(x, span), activate=False).flatten(2).transpose(1, 2)
             tokens[:, places], keys[:, places], values[:, places] = rows, block.to_k(rows), block.to_v(rows)
             self.meter.advance(flops_of(x, block.to_k, block.to_v), span, height)
         for span in pieces:
             # Nobody reads the normalised tokens of a piece again: its result takes their place.
             tokens[:, span.places] = block.mix(tokens[:, span.places], keys, values)
             self.meter.advance(num_flops, span, height * width)
-        return x.add_(tokens.transpose(1, 2).reshape(x.shape))
+        for span in bands:
+            rows = tokens[:, span.times(width).places].transpose(1, 2)
+            self.frames.add(x, span, rows.reshape(batch, channels, len(span), width))
+        return x
 
     def _transformer_block(self, layer: TransformerBlock, tokens: Tensor, context: Tensor, extent: Extent) -> None:
         """Run ``layer`` on ``tokens`` [B, H * W, C] in place."""
@@ -140,7 +151,7 @@ class BandedFrame(BandedConvolutions):
         return self.windows
 
     def _pieces(self, num_queries: int, num_keys: int) -> Sequence[Span]:
-        return self.pieces(num_queries, max(1, MAX_SCORES // num_keys))
+        return self.pieces(num_queries, max(1, SCORES_PER_BAND_BYTE * self.bands.band_bytes // num_keys))
 
 
 def _seen_from(span: Span, length: int, windows: Windows) -> Span:

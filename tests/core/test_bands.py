@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import seeded
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gendr_core.bands import Moments
 from gendr_core.host import Host, Meter
@@ -51,8 +53,9 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * (1.5 + ramp) + 2.0 * ramp
 
 
-def banded(network: Any, size: int, *, recompute: bool = False, meter: Meter | None = None) -> BandedFrame:
-    return BandedFrame(Bands(band_bytes=size, recompute=recompute), network.operations, meter=meter)
+def banded(network: Any, size: int, *, meter: Meter | None = None, device: str = "cpu", **ways: bool) -> BandedFrame:
+    bands = Bands(band_bytes=size, **ways)
+    return BandedFrame(bands, network.operations, meter=meter, device=torch.device(device))
 
 
 def distance(result: Tensor, whole: Tensor) -> float:
@@ -113,6 +116,72 @@ def test_half_precision_is_no_worse_in_bands(vae: VAE, dtype: torch.dtype) -> No
         whole = half.decode(latent.to(dtype)).float()
         result = half.decode(latent.to(dtype), run=banded(half, 5_000)).float()
     assert (result - exact).square().mean() <= 1.3 * (whole - exact).square().mean()
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=cells, width=cells, size=band_bytes, recompute=st.booleans(), batch=st.integers(1, 2))
+def test_parked_frames_have_the_same_values(
+    vae: VAE, height: int, width: int, size: int, recompute: bool, batch: int
+) -> None:
+    latent, pixels = noise(batch, 4, height, width), noise(batch, 3, 8 * height, 8 * width)
+    parked, near = (banded(vae, size, recompute=recompute, parked=parked) for parked in (True, False))
+    with torch.inference_mode():
+        assert torch.equal(vae.decode(latent, run=parked), vae.decode(latent, run=near))
+        assert torch.equal(vae.encode(pixels, run=parked), vae.encode(pixels, run=near))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("size", [1, 3_000, 20_000, 2**30])
+def test_copied_bands_have_the_same_values(vae: VAE, size: int, recompute: bool) -> None:
+    latent, pixels = noise(2, 4, 11, 9), noise(2, 3, 88, 72)
+    copying = banded(vae, size, recompute=recompute, parked=True)
+    copying.frames._copies = True  # as for a device that is not the processor
+    before = pixels.clone()
+    with torch.inference_mode():
+        assert distance(vae.decode(latent, run=copying), vae.decode(latent)) <= TOLERANCE
+        assert distance(vae.encode(pixels, run=copying), vae.encode(pixels)) <= TOLERANCE
+    assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("size", [3_000, 2**30])
+def test_only_bands_of_parked_frames_go_to_the_device(size: int, recompute: bool) -> None:
+    seen: list[int] = []
+
+    class TwoDevices(TorchDispatchMode):
+        """The meta device as one beside the processor: copies are the only way between them."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            if func is torch.ops.aten.copy_.default:
+                return args[0]
+            assert len(devices) <= 1, func
+            result = func(*args, **(kwargs or {}))
+            seen.extend(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_meta)
+            return result
+
+    network = VAE(VAE_ARCH, device="meta")
+    run = banded(network, size, recompute=recompute, parked=True, device="meta")
+    run.frames._home = torch.device("cpu")
+    latent, pixels = torch.empty(1, 4, 11, 9, device="meta"), torch.empty(1, 3, 88, 72, device="meta")
+    with torch.inference_mode(), TwoDevices():
+        results = network.decode(latent, run=run), network.encode(pixels, run=run)
+    assert [result.device.type for result in results] == ["meta", "meta"]
+    finest = 4 * 8 * 88 * 72
+    assert (max(seen) < finest) == (size < finest)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recompute", [False, True])
+def test_frames_parked_beside_the_device_have_the_same_values(recompute: bool) -> None:
+    network = seeded(VAE(VAE_ARCH), 1).to("cuda")
+    latent, pixels = noise(1, 4, 11, 9).to("cuda"), noise(1, 3, 88, 72).to("cuda")
+    parked, near = (
+        banded(network, 3_000, recompute=recompute, parked=parked, device="cuda") for parked in (True, False)
+    )
+    with torch.inference_mode():
+        assert distance(network.decode(latent, run=parked), network.decode(latent, run=near)) <= TOLERANCE
+        assert distance(network.encode(pixels, run=parked), network.encode(pixels, run=near)) <= TOLERANCE
 
 
 @settings(max_examples=50, deadline=None)

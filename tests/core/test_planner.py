@@ -121,6 +121,25 @@ def test_full_size_4096_fits_in_8_gib() -> None:
         assert plan.stages["step"].mode == "whole"
 
 
+def test_full_size_8192_fits_in_12_gib_with_parked_activations() -> None:
+    plan = plan_full(8192, budget_bytes=12 * GIB)
+    assert plan.output == Extent(8192, 8192)
+    assert plan.peak_bytes <= 12 * GIB
+    decoding = plan.stages["decode"]
+    assert decoding.bands.parked
+    # One parked frame at least: 128 channels of all pixels in 16 bits.
+    assert decoding.host_bytes >= 128 * 8192**2 * 2
+    assert "GiB parked in the processor's memory" in plan.describe()
+
+
+def test_activations_are_parked_only_where_they_must() -> None:
+    for device in ("cuda", "cpu"):
+        plan = plan_full(2048, device=device, budget_bytes=30 * GIB)
+        assert not any(stage.bands.parked or stage.host_bytes for stage in plan.stages.values())
+    with pytest.raises(OutOfMemoryError):
+        plan_full(8192, device="cpu", budget_bytes=12 * GIB)
+
+
 def test_less_memory_never_costs_less_work() -> None:
     plans = [plan_full(4096, budget_bytes=int(budget)) for budget in (60 * GIB, 10 * GIB, 7.5 * GIB)]
     assert [plan.peak_bytes for plan in plans] == sorted((plan.peak_bytes for plan in plans), reverse=True)
@@ -164,7 +183,7 @@ def test_users_tiles_are_taken() -> None:
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(OutOfMemoryError, match=r"at least \d+\.\d\d GiB .* beside 1\.\d\d GiB of weights, got 0 B"):
+    with pytest.raises(OutOfMemoryError, match=r"at least [\d.]+ [GM]iB .* beside 1\.\d\d GiB of weights, got 0 B"):
         plan_full(2048, budget_bytes=GIB)
 
 

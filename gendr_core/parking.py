@@ -1,0 +1,58 @@
+"""Where whole activations live: on the device of the network, or in the processor's memory with bands going to it.
+
+Role: ``bands`` and ``windows`` make, read and write every frame through ``Frames``. A device with little memory then
+holds bands only; a frame that leaves a network is on the network's device in any case.
+"""
+
+import torch
+from torch import Tensor
+
+from .cost import elsewhere
+from .geometry import Span
+
+
+class Frames:
+    """Makes, reads and writes frames [B, C, H, W]."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        """Settle where frames live.
+
+        Args:
+            device: of the network whose frames are parked in the processor's memory; None leaves them with their input.
+        """
+        self._device = device
+        self._copies = device is not None and device.type != "cpu"
+        # What is planned on the meta device has its parked frames there too.
+        self._home = device if device is None or device.type == "meta" else torch.device("cpu")
+
+    def make(self, like: Tensor, *shape: int) -> Tensor:
+        """Return an empty frame of ``shape`` in the dtype of ``like``, where frames live."""
+        if self._home is None:
+            return like.new_empty(shape)
+        with elsewhere():
+            return like.new_empty(shape, device=self._home)
+
+    def make_near(self, like: Tensor, *shape: int) -> Tensor:
+        """Return an empty tensor of ``shape`` in the dtype of ``like``, where the network computes."""
+        return like.new_empty(shape, device=self._device)
+
+    def read(self, frame: Tensor, span: Span) -> Tensor:
+        """Return rows of a frame, where the network computes: a copy of what is parked beside it, else a view."""
+        rows = frame[:, :, span.places]
+        return self.make_near(rows, *rows.shape).copy_(rows) if self._copies else rows
+
+    def read_all(self, frame: Tensor) -> Tensor:
+        """Return all rows, as ``read``."""
+        return self.read(frame, Span(0, frame.shape[2])) if self._copies else frame
+
+    def write(self, frame: Tensor, span: Span, rows: Tensor) -> None:
+        """Put rows into a frame, wherever it lives."""
+        frame[:, :, span.places].copy_(rows)
+
+    def add(self, frame: Tensor, span: Span, rows: Tensor) -> None:
+        """Add ``rows``, which nobody needs afterwards, to those of a frame."""
+        self.write(frame, span, rows.add_(self.read(frame, span)))
+
+    def park(self, result: Tensor) -> Tensor:
+        """Return ``result``, made in one piece, where frames live."""
+        return result if self._home is None else self.make(result, *result.shape).copy_(result)
