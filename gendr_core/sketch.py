@@ -100,8 +100,9 @@ def encode_cost(
     if unet.front != "vae16":
         return _shuffle_cost(padded)
     pixels, meter = meta_tensor(1, 3, padded.height, padded.width), SketchMeter()
+    network = _sketched_vae(vae, dtype)
     _, cost = measure(
-        lambda: encode(pixels, unet.front, _sketched_vae(vae, dtype), plan=plan, meter=meter),
+        lambda: encode(pixels, unet.front, network, plan=plan, meter=meter),
         held=[pixels],
         device_type=device_type,
     )
@@ -117,8 +118,9 @@ def decode_cost(
         return _shuffle_cost(padded)
     height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
     latent, meter = meta_tensor(1, unet.arch.out_channels, height, width), SketchMeter()
+    network = _sketched_vae(vae, dtype)
     _, cost = measure(
-        lambda: decode(latent, unet.back, _sketched_vae(vae, dtype), plan=plan, meter=meter),
+        lambda: decode(latent, unet.back, network, plan=plan, meter=meter),
         held=[latent],
         device_type=device_type,
     )

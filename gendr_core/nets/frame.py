@@ -1,7 +1,7 @@
 """How a frame goes through a network: here in one piece, block by block, as torch does it.
 
 Role: ``unet`` and ``vae`` say in which order their blocks come; whoever they are given here says how each block runs.
-``bands.RowBands`` is the other way, for inference on frames of any size.
+``windows.BandedFrame`` is the other way, for inference on frames of any size.
 
 Shapes: B = batch, C = channels, H, W = rows and columns of the current level, M = tokens of the prompt.
 """

@@ -23,7 +23,7 @@ from gendr_core.model import GenDRUNet, GenDRVAE
 from gendr_core.pipeline import restore
 from gendr_core.plan import Bands, Plan, StagePlan
 from gendr_core.planner import Planner, Task
-from gendr_core.sketch import meta_tensor, unet_sketch, vae_sketch
+from gendr_core.sketch import decode_cost, encode_cost, meta_tensor, unet_sketch, vae_sketch
 from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
 from gendr_core.step import one_step
 
@@ -212,3 +212,15 @@ def test_planning_needs_no_device_that_is_not_here() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "on cuda" in run.stdout
+
+
+def test_the_first_estimate_is_no_other_than_the_next() -> None:
+    # Of a shape that no other test has, so that the sketch of its network is made here.
+    arch = VAEArch(latent_channels=4, block_out_channels=(8, 8, 16, 24), layers_per_block=1, norm_groups=8)
+    unet = models("pair")[0].spec
+    for cost_of in (encode_cost, decode_cost):
+        args = (unet, VAESpec(arch=arch), torch.float32, Extent(64, 128), StagePlan(windows=None), "cpu")
+        vae_sketch.cache_clear()
+        first = cost_of(*args)
+        cost_of.cache_clear()
+        assert cost_of(*args) == first
