@@ -85,6 +85,11 @@ class Ladder:
         return None
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether ``error`` is a want of memory that less work may cure; our own error is the verdict on that."""
+    return is_out_of_memory(error) and not isinstance(error, OutOfMemoryError)
+
+
 def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Result]) -> Result:
     """Return what ``compute`` makes of the plan of ``ladder``, or of the first smaller one that does not fail.
 
@@ -103,7 +108,7 @@ def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Resul
         try:
             return compute(ladder.plan)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not _may_pass(error):
                 raise
         # Not inside the handler: the traceback there still holds the tensors of the failed attempt.
         release(torch.device(ladder.device_type))
@@ -120,7 +125,7 @@ def typed_memory_errors() -> Generator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+        if not _may_pass(error):
             raise
         raise OutOfMemoryError(f"ran out of memory ({error}): choose a smaller output, or free memory") from error
 
@@ -136,7 +141,7 @@ def run_twice(stage: str, compute: Callable[[], Result]) -> Result:
         try:
             return compute()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not _may_pass(error):
                 raise
             complaint = str(error)
     raise OutOfMemoryError(f"{stage} does not fit in memory ({complaint}): choose a smaller output, or free memory")

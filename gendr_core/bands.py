@@ -47,26 +47,17 @@ class Moments:
         """Take [B, C, rows, W] in."""
         if band.dtype == torch.float32 or band.device.type in ("cpu", "meta"):
             self._take(band)
-            return
-        # Elsewhere the kernel stores its statistics in the dtype of the band: 16-bit bands go in as float32 pieces.
-        rows = max(1, COPIED_BYTES // (4 * band[:, :, 0].numel()))
-        for piece in band.split(rows, dim=2):
-            self._take(piece.float())
+        else:
+            # Here the kernel stores statistics in the dtype of the band: 16-bit bands go in as float32 pieces.
+            for part in partition(band.shape[2], max(1, COPIED_BYTES // (4 * band[:, :, 0].numel()))):
+                self._take(band[:, :, part.places].float())
 
     def _take(self, band: Tensor) -> None:
         batch, channels, rows, width = band.shape
         ones = torch.ones(channels, device=band.device)
         # The fused kernel reads a band once and keeps float32 statistics; its normalised band is not used.
-        _, mean, rstd = torch.native_group_norm(
-            band.contiguous(),
-            ones,
-            torch.zeros_like(ones),
-            batch,
-            channels,
-            rows * width,
-            self._norm.num_groups,
-            self._norm.eps,
-        )
+        shape = (batch, channels, rows * width, self._norm.num_groups)
+        _, mean, rstd = torch.native_group_norm(band.contiguous(), ones, torch.zeros_like(ones), *shape, self._norm.eps)
         mean, variance = mean.float(), rstd.float().pow(-2) - self._norm.eps
         if self._rows:
             share = rows / (self._rows + rows)
