@@ -160,9 +160,8 @@ class BandedConvolutions(WholeFrame):
         if in_place and self.bands.recompute:
             return self._resnet_again(block, x, first, time_bias)
         middle = frames.make(x, x.shape[0], block.conv1.out_channels, *x.shape[2:])
-        self._convolve(block.conv1, lambda span: first(read(span), activate=True), middle, spans)
-        if time_bias is not None:
-            middle += time_bias
+        bias: Read | None = None if time_bias is None else lambda _: time_bias
+        self._convolve(block.conv1, lambda span: first(read(span), activate=True), middle, spans, add=bias)
         second = self.normalisation(block.norm2, lambda span: frames.read(middle, span), spans)
 
         def shortcut(span: Span) -> Tensor:
