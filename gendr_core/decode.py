@@ -6,11 +6,9 @@ from torch import Tensor
 from .errors import ShapeError
 from .host import Meter
 from .model import GenDRVAE, required_vae
-from .plan import StagePlan
+from .plan import DEFAULT_PLAN, StagePlan
 from .spec import PIXEL_CHANNELS, SPATIAL_FACTOR, Back
 from .windows import BandedFrame
-
-DEFAULT_PLAN = StagePlan()
 
 
 def decode(

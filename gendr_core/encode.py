@@ -5,11 +5,9 @@ from torch import Tensor
 
 from .host import Meter
 from .model import GenDRVAE, required_vae
-from .plan import StagePlan
+from .plan import DEFAULT_PLAN, StagePlan
 from .spec import SPATIAL_FACTOR, Front
 from .windows import BandedFrame
-
-DEFAULT_PLAN = StagePlan()
 
 
 def encode(

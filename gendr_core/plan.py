@@ -11,8 +11,11 @@ from .errors import OptionError
 from .geometry import Extent
 from .spec import SPATIAL_FACTOR
 
-DEFAULT_BAND_BYTES = 16 * 2**20
-"""Of a band where nobody planned: what fits in the cache of a processor (benchmarks/results)."""
+BAND_BYTES = {"cpu": (2**24, 2**21), "cuda": (2**28, 2**24)}
+"""Sizes of bands, preferred and small, by device. On a processor the first fits in its cache (docs/log.md); a GPU is
+meant to be kept busy by larger ones, which is not measured."""
+OTHER_BAND_BYTES = (2**26, 2**23)
+"""On devices of other types, not measured either."""
 TILE_MULTIPLE = 8
 """Latent cells that origins and sizes of tiles divide by: three stride-2 levels of the UNet."""
 
@@ -42,6 +45,12 @@ class Bands:
     """Whether blocks of the VAE compute their middle twice instead of keeping it: one whole activation less."""
     parked: bool = False
     """Whether whole activations live in the processor's memory, and only bands of them on the device: VAE only."""
+
+
+def band_sizes(device_type: str) -> tuple[Bands, Bands]:
+    """Return the preferred and the small bands of a device type: ``cpu``, ``cuda`` or another."""
+    large, small = BAND_BYTES.get(device_type, OTHER_BAND_BYTES)
+    return Bands(band_bytes=large), Bands(band_bytes=small)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +89,7 @@ class Tiles:
 class StagePlan:
     """How one stage runs, and what that is expected to cost."""
 
-    bands: Bands = Bands(band_bytes=DEFAULT_BAND_BYTES)
+    bands: Bands = band_sizes("cpu")[0]
     windows: Windows | None = Windows()
     """Of the UNet's self-attention; None lets every position see the whole frame."""
     tiles: Tiles | None = None
@@ -113,6 +122,10 @@ class StagePlan:
         again = ", blocks computed twice" if self.bands.recompute else ""
         parked = f", {self.host_bytes / 2**30:.2f} GiB parked in the processor's memory" if self.bands.parked else ""
         return bands + again + parked
+
+
+DEFAULT_PLAN = StagePlan()
+"""How a stage runs where nobody planned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,15 +17,12 @@ from .geometry import PAD_MULTIPLE, Extent, Padding, output_extent, padding_to_m
 from .host import Host
 from .memory import default_budget
 from .model import GenDRUNet, GenDRVAE
-from .plan import Bands, Plan, StagePlan, Tiles, Windows
+from .plan import TILE_MULTIPLE, Plan, StagePlan, Tiles, Windows, band_sizes
 from .sketch import alpha_bytes, color_bytes, decode_cost, encode_cost, prepare_bytes, step_cost
 from .spec import SPATIAL_FACTOR
 from .step import guidance_weight
 
 NETWORK_STAGES = ("encode", "step", "decode")
-BAND_BYTES = {"cpu": (2**24, 2**21), "cuda": (2**28, 2**24)}
-"""Sizes of bands to try. On a processor the first fits in its cache; a GPU is kept busy by larger ones."""
-OTHER_BAND_BYTES = (2**26, 2**23)
 TILE_CELLS = (128, 96, 64, 32)
 """Edges of tiles to try, in latent cells."""
 TILES_AT_ONCE_CELLS = 128**2
@@ -166,13 +163,13 @@ class Planner:
     def _vae_ways(self, stage: str) -> Iterator[StagePlan]:
         cost_of = encode_cost if stage == "encode" else decode_cost
         side = self._unet.spec.front if stage == "encode" else self._unet.spec.back
-        large, small = BAND_BYTES.get(self._device_type, OTHER_BAND_BYTES)
-        ways = [Bands(band_bytes=large)]
+        large, small = band_sizes(self._device_type)
+        ways = [large]
         if side == "vae16":
-            ways += [Bands(band_bytes=large, recompute=True), Bands(band_bytes=small, recompute=True)]
+            ways += [replace(bands, recompute=True) for bands in (large, small)]
         if side == "vae16" and self._device_type != "cpu":
-            ways += [Bands(band_bytes=size, parked=True) for size in (large, small)]
-            ways += [Bands(band_bytes=small, recompute=True, parked=True)]
+            ways += [replace(bands, parked=True) for bands in (large, small)]
+            ways += [replace(small, recompute=True, parked=True)]
         spec, dtype = (None, None) if self._vae is None else (self._vae.spec, self._vae.dtype)
         held = self._held_bytes(stage)
         for bands in ways:
@@ -188,17 +185,15 @@ class Planner:
     def _step_ways(self) -> Iterator[StagePlan]:
         memory = self._options.memory
         windows = Windows() if memory.attention == "windows" else None
-        large, small = BAND_BYTES.get(self._device_type, OTHER_BAND_BYTES)
+        large, small = band_sizes(self._device_type)
         cells = max(self.padded.height, self.padded.width) // SPATIAL_FACTOR
         tilings = list(_tilings(memory, cells, self._device_type))
         if memory.mode != "tiles" or not tilings:
-            for band_bytes in (large, small):
-                yield self._measured(StagePlan(bands=Bands(band_bytes=band_bytes), windows=windows))
+            for bands in (large, small):
+                yield self._measured(StagePlan(bands=bands, windows=windows))
         if memory.mode == "whole":
             return
-        tiled = [
-            self._measured(StagePlan(bands=Bands(band_bytes=large), windows=windows, tiles=tiles)) for tiles in tilings
-        ]
+        tiled = [self._measured(StagePlan(bands=large, windows=windows, tiles=tiles)) for tiles in tilings]
         # What costs less comes first; what only costs more, and needs no less, is never worth it.
         least_bytes: int | None = None
         for way in sorted(tiled, key=lambda way: (way.flops, -way.activation_bytes)):
@@ -224,17 +219,24 @@ def _tilings(memory: MemoryOptions, cells: int, device_type: str) -> Iterator[Ti
     """Return the tilings to try on a frame whose longest edge has ``cells``: the user's, or those of all sizes.
 
     Raises:
-        OptionError: the overlap that the user names leaves nothing of a tile.
+        OptionError: the overlap that the user names leaves nothing of any tile.
     """
     sizes: Sequence[int] = TILE_CELLS if memory.tile_px is None else (memory.tile_px // SPATIAL_FACTOR,)
-    for size in sizes:
-        if size >= cells and len(sizes) > 1:
+    overlaps = {
+        size: size // TILE_OVERLAP // TILE_MULTIPLE * TILE_MULTIPLE
+        if memory.overlap_px is None
+        else memory.overlap_px // SPATIAL_FACTOR
+        for size in sizes
+    }
+    if all(overlap >= size for size, overlap in overlaps.items()):
+        raise OptionError(
+            f"expected an overlap below {max(sizes) * SPATIAL_FACTOR} pixels, the largest tile,"
+            f" got {memory.overlap_px}:"
+            " name a larger tile, or a smaller overlap"
+        )
+    for size, overlap in overlaps.items():
+        if overlap >= size or (size >= cells and len(sizes) > 1):
             continue
-        overlap = size // TILE_OVERLAP // 8 * 8 if memory.overlap_px is None else memory.overlap_px // SPATIAL_FACTOR
-        if overlap >= size:
-            if memory.tile_px is None:
-                continue
-            raise OptionError(f"expected an overlap below the tile size, got {memory.overlap_px} pixels")
         together = memory.tile_batch or (1 if device_type == "cpu" else max(1, TILES_AT_ONCE_CELLS // size**2))
         for batch in sorted({together, 1 if memory.tile_batch is None else together}, reverse=True):
             yield Tiles(size=size, overlap=overlap, batch=batch)

@@ -21,7 +21,7 @@ from .geometry import Extent, Span
 from .host import Meter
 from .model import GenDRUNet, GenDRVAE
 from .nets import VAE, UNet
-from .plan import TILE_MULTIPLE, StagePlan, Tiles
+from .plan import StagePlan
 from .prepare import prepare
 from .spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
 from .step import one_step
@@ -147,27 +147,17 @@ def step_cost(
         device_type: what it is planned for.
     """
     height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
-    if plan.tiles is not None:
-        return _tiled_cost(spec, dtype, prompt, Extent(height, width), plan, device_type)
-    return _pass_cost(spec, dtype, prompt, (1, height, width), plan, device_type)
-
-
-def _tiled_cost(
-    spec: ModelSpec, dtype: torch.dtype, prompt: tuple[int, int], cells: Extent, plan: StagePlan, device_type: str
-) -> Cost:
-    """Return the cost of all tiles from that of one batch of them, with the whole latent and the result."""
-    tiles: Tiles = plan.tiles or Tiles(size=TILE_MULTIPLE, overlap=0)
-    grid = tile_grid(cells.height, cells.width, tiles)
-    rows, columns = grid[0]
-    whole = StagePlan(bands=plan.bands, windows=plan.windows)
-    one = _pass_cost(spec, dtype, prompt, (1, len(rows), len(columns)), whole, device_type)
+    if plan.tiles is None:
+        return _pass_cost(spec, dtype, prompt, (1, height, width), plan, device_type)
+    # All tiles from one and from a batch of them, with the whole latent and the result.
+    grid = tile_grid(height, width, plan.tiles)
+    shape, whole = tuple(map(len, grid[0])), replace(plan, tiles=None)
+    one = _pass_cost(spec, dtype, prompt, (1, *shape), whole, device_type)
     if len(grid) == 1:
         return one
-    batch = _pass_cost(spec, dtype, prompt, (min(tiles.batch, len(grid)), len(rows), len(columns)), whole, device_type)
-    float_bytes = torch.float32.itemsize
-    frames_bytes = float_bytes * spec.arch.in_channels * cells.area
-    if tiles.canvas == "device":
-        frames_bytes += float_bytes * spec.arch.out_channels * cells.area
+    batch = _pass_cost(spec, dtype, prompt, (min(plan.tiles.batch, len(grid)), *shape), whole, device_type)
+    channels = spec.arch.in_channels + (spec.arch.out_channels if plan.tiles.canvas == "device" else 0)
+    frames_bytes = torch.float32.itemsize * channels * height * width
     return Cost(flops=one.flops * len(grid), peak_bytes=frames_bytes + batch.peak_bytes)
 
 
@@ -175,7 +165,7 @@ def _pass_cost(
     spec: ModelSpec,
     dtype: torch.dtype,
     prompt: tuple[int, int],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     plan: StagePlan,
     device_type: str,
 ) -> Cost:

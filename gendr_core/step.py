@@ -10,11 +10,9 @@ from .geometry import Span
 from .host import Meter
 from .model import GenDRUNet
 from .nets import WholeFrame
-from .plan import StagePlan
+from .plan import DEFAULT_PLAN, StagePlan
 from .tiling import run_tiles
 from .windows import BandedFrame
-
-DEFAULT_PLAN = StagePlan()
 
 
 def one_step(

@@ -23,8 +23,7 @@ from ..gendr_core.errors import CheckpointError, OptionError
 from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter
 from ..gendr_core.model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
-from ..gendr_core.plan import Bands, StagePlan
-from ..gendr_core.planner import BAND_BYTES, OTHER_BAND_BYTES
+from ..gendr_core.plan import StagePlan, band_sizes
 from ..gendr_core.sketch import decode_cost, encode_cost
 from ..gendr_core.spec import SPATIAL_FACTOR, ModelSpec, UNetArch
 from ..gendr_core.windows import BandedFrame
@@ -130,7 +129,7 @@ def load_hosted_vae(name: str) -> HostedVAE:
 
 def _run_in_bands(vae: HostedVAE, ours: GenDRVAE, device_type: str) -> None:
     """Have the host's own nodes run our network as our stages do, and free as much memory for it as that takes."""
-    way = StagePlan(bands=Bands(band_bytes=BAND_BYTES.get(device_type, OTHER_BAND_BYTES)[0]))
+    way = StagePlan(bands=band_sizes(device_type)[0])
     meter = Meter(Host(interrupt=_Interrupt()))
     ours.network.run = BandedFrame(way.bands, ours.network.operations, meter=meter)
     channels = ours.spec.arch.latent_channels

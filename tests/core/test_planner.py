@@ -224,3 +224,8 @@ def test_the_first_estimate_is_no_other_than_the_next() -> None:
         first = cost_of(*args)
         cost_of.cache_clear()
         assert cost_of(*args) == first
+
+
+def test_an_overlap_that_leaves_nothing_of_any_tile_is_refused() -> None:
+    with pytest.raises(OptionError, match="below 1024 pixels, the largest tile, got 1024"):
+        plan_full(4096, overlap_px=1024, budget_bytes=40 * GIB)

@@ -23,7 +23,7 @@ def core_module(hosted: ModuleType, name: str) -> ModuleType:
 
 def banded(hosted: ModuleType, unet: Any, latent: torch.Tensor) -> torch.Tensor:
     """Return what the network makes of ``latent`` in bands of one row, which ask the host for every layer's weights."""
-    run = hosted.BandedFrame(hosted.Bands(band_bytes=1), unet.network.operations)
+    run = hosted.BandedFrame(core_module(hosted, "plan").Bands(band_bytes=1), unet.network.operations)
     return unet.network(latent, 354, unet.positive[None], run=run)
 
 
@@ -57,7 +57,7 @@ def test_core_encodes_and_decodes_as_the_whole_frame_would(
     from nodes import VAEDecode, VAEEncode  # pyright: ignore[reportAttributeAccessIssue] - the host's nodes.py
 
     if band_bytes is not None:
-        monkeypatch.setitem(hosted.BAND_BYTES, "cpu", (band_bytes, band_bytes))
+        monkeypatch.setitem(core_module(hosted, "plan").BAND_BYTES, "cpu", (band_bytes, band_bytes))
     vae = hosted.load_hosted_vae(TINY_VAE)
     whole = core_module(hosted, "nets").WholeFrame()
 
