@@ -19,7 +19,8 @@ from gendr_core.degrade import (
     jpeg,
 )
 
-from ..schema import Degradation, Range
+from ..degradations import Degradation
+from .chance import chance, uniform
 
 SCALE = 4
 """Size of the original over size of the damaged image."""
@@ -34,45 +35,36 @@ def degrade_randomly(image_bchw: Tensor, ranges: Degradation, generator: torch.G
         generator: source of every draw and of the noise; its state advances.
     """
     image = image_bchw
-    if _chance(ranges.blur_probability, generator):
+    if chance(ranges.blur_probability, generator):
         image = blur(image, _random_kernel(ranges, generator))
     image = downscale(image, SCALE, _random_method(ranges, generator))
-    if _chance(ranges.noise_probability, generator):
+    if chance(ranges.noise_probability, generator):
         image = _add_random_noise(image, ranges, generator)
-    if _chance(ranges.jpeg_probability, generator):
-        return jpeg(image, round(_uniform(ranges.jpeg_quality, generator)))
+    if chance(ranges.jpeg_probability, generator):
+        return jpeg(image, round(uniform(ranges.jpeg_quality, generator)))
     return image.clamp(0.0, 1.0)
 
 
 def _random_kernel(ranges: Degradation, generator: torch.Generator) -> Tensor:
-    along = _uniform(ranges.blur_sigma_px, generator)
-    if not _chance(ranges.anisotropic_probability, generator):
+    along = uniform(ranges.blur_sigma_px, generator)
+    if not chance(ranges.anisotropic_probability, generator):
         return gaussian_kernel(along, along)
-    across = _uniform(ranges.blur_sigma_px, generator)
-    return gaussian_kernel(along, across, _uniform((0.0, math.pi), generator))
+    across = uniform(ranges.blur_sigma_px, generator)
+    return gaussian_kernel(along, across, uniform((0.0, math.pi), generator))
 
 
 def _random_method(ranges: Degradation, generator: torch.Generator) -> DownscaleMethod:
-    if _chance(ranges.bicubic_probability, generator):
+    if chance(ranges.bicubic_probability, generator):
         return "bicubic"
-    return "bilinear" if _chance(0.5, generator) else "area"
+    return "bilinear" if chance(0.5, generator) else "area"
 
 
 def _add_random_noise(image: Tensor, ranges: Degradation, generator: torch.Generator) -> Tensor:
-    gray = _chance(ranges.gray_probability, generator)
-    if _chance(ranges.shot_probability, generator):
+    gray = chance(ranges.gray_probability, generator)
+    if chance(ranges.shot_probability, generator):
         # Spread is 1/sqrt(photons), so even steps in the exponent are even steps in strength.
         low, high = ranges.shot_photons
-        photons = math.exp(_uniform((math.log(low), math.log(high)), generator))
+        photons = math.exp(uniform((math.log(low), math.log(high)), generator))
         return add_shot_noise(image, photons, gray=gray, generator=generator)
-    sigma = _uniform(ranges.noise_sigma_8bit, generator) / 255.0
+    sigma = uniform(ranges.noise_sigma_8bit, generator) / 255.0
     return add_gaussian_noise(image, sigma, gray=gray, generator=generator)
-
-
-def _uniform(span: Range, generator: torch.Generator) -> float:
-    low, high = span
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
-def _chance(probability: float, generator: torch.Generator) -> bool:
-    return float(torch.rand((), generator=generator, dtype=torch.float64)) < probability
