@@ -1,42 +1,33 @@
-"""The state of a run on disk: everything that resuming needs, in one safetensors file, replaced atomically.
+"""The state of a run on disk: everything that resuming needs, replaced as a whole or not at all.
 
-Role: used by ``loop``. Weights for use are another thing (``export``). There is no random state to keep: crops, damage
-and noise are functions of (seed, images seen).
+Role: used by ``loop``. accelerate writes and reads it, so that it is the same for one process and for every engine that
+spreads a run over several; weights for use are another thing (``Stage.export``). Random numbers need no state: crops,
+damage and noise are functions of (seed, images seen).
 """
 
+# accelerate leaves parts of its signatures untyped.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
 import json
+import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
+from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
-from torch import Tensor, nn
 
 from .config import config_hash, resolved
-from .ema import Ema
+from .data.dataset import Batch
 from .errors import TrainingError
 from .schema import TrainConfig
 
-STATE_FILE = "state.safetensors"
-_FORMAT = "1"
-_FIXED = ("network", "model", "vae")
-"""Sections that the saved weights depend on; the seed and the stage too."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingState:
-    """What changes during a run."""
-
-    images: int
-    """Images seen."""
-    network: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    """``<parameter index>.<name>`` -> tensor."""
+STATE = "state"
+"""Folder inside the run's folder."""
+RECORD = "run.json"
+_FIXED = ("network", "vae", "base", "teacher", "lora", "adversary", "alignment", "distillation", "prompt")
+"""Values of a stage that the saved weights depend on; the seed and the stage too."""
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -48,128 +39,117 @@ def run_folder(config: TrainConfig) -> Path:
     return Path(config.run.output) / config.run.name
 
 
-def capture(network: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer, images: int) -> TrainingState:
-    """Return the state of a run; the tensors are those in use, not copies.
+def save_state(accelerator: Accelerator, config: TrainConfig, images: int) -> Path:
+    """Write the state of everything that was prepared or registered; every process calls it.
+
+    The old state stays until the new one is whole.
 
     Args:
-        network: in training, unwrapped.
-        ema: its average.
-        optimiser: its optimiser.
+        accelerator: of the run.
+        config: the run.
         images: images seen.
+
+    Returns:
+        The folder written.
     """
-    moments: dict[int, dict[str, Tensor]] = optimiser.state_dict()["state"]
-    flat = {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()}
-    return TrainingState(images=images, network=network.state_dict(), ema=ema.network.state_dict(), optimiser=flat)
+    folder = run_folder(config)
+    new, state, old = (folder / name for name in (f"{STATE}.new", STATE, f"{STATE}.old"))
+    if accelerator.is_main_process:
+        shutil.rmtree(new, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(new))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        record = {"images": images, "config": resolved(config), "config_hash": config_hash(config), "commit": _commit()}
+        (new / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        if state.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            state.rename(old)
+        new.rename(state)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return state
 
 
-def restore(state: TrainingState, network: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
-    """Put a saved state into freshly built objects.
-
-    Args:
-        state: from ``load_state``.
-        network: in training, unwrapped.
-        ema: its average.
-        optimiser: its optimiser; rates stay as they are.
-    """
-    network.load_state_dict(state.network)
-    ema.network.load_state_dict(state.ema)
-    parameters: list[nn.Parameter] = [p for group in optimiser.param_groups for p in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.optimiser.items():
-        index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        # The fused AdamW walks memory: moments must have the layout of their parameter.
-        value = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-        moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def save_state(path: Path, state: TrainingState, config: TrainConfig) -> None:
-    """Write the state; a reader sees the old file or the new one, never a part.
-
-    Args:
-        path: the file; its folder exists.
-        state: from ``capture``.
-        config: kept beside the weights, to refuse a wrong resume.
-    """
-    tensors = {
-        f"{part}:{name}": value.detach().cpu().contiguous()
-        for part, values in (("network", state.network), ("ema", state.ema), ("optimiser", state.optimiser))
-        for name, value in values.items()
-    }
-    metadata = {"format": _FORMAT, "images": str(state.images), "config": json.dumps(resolved(config))}
-    save_atomically(path, tensors, metadata)
-
-
-def load_state(path: Path, config: TrainConfig) -> TrainingState:
-    """Return the saved state.
+def save_batch(path: Path, batch: Batch) -> None:
+    """Write a batch as safetensors, to look at what broke a run.
 
     Args:
         path: the file.
-        config: of the run that is to go on.
-
-    Raises:
-        TrainingError: the file is missing, damaged or belongs to another network, seed or stage.
+        batch: on any device.
     """
-    if not path.is_file():
-        raise TrainingError(f"expected saved state to resume from, got no file {path}: start without --resume")
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimiser": {}}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as opened:  # pyright: ignore[reportUnknownVariableType]
-            file = cast("Any", opened)
-            metadata: dict[str, str] = file.metadata() or {}
-            for key in cast("list[str]", file.keys()):
-                part, name = key.split(":", 1)
-                parts[part][name] = file.get_tensor(key)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"expected saved state in {path}, got a damaged or foreign file: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise TrainingError(f"expected saved state of format {_FORMAT} in {path}, got {metadata.get('format')}")
-    _check_same_run(json.loads(metadata["config"]), config)
-    return TrainingState(images=int(metadata["images"]), **parts)
-
-
-def save_record(folder: Path, config: TrainConfig) -> None:
-    """Write ``config.json``: the config with all defaults, its hash, and the code's version and commit where known.
-
-    Args:
-        folder: of the run.
-        config: the run.
-    """
-    record = {"hash": config_hash(config), "torch": torch.__version__, "commit": _commit(), "config": resolved(config)}
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
-        return None
-    return answer.stdout.strip()
-
-
-def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name in the same folder, then rename it.
-
-    Args:
-        path: the final name.
-        tensors: contiguous, on the CPU.
-        metadata: text only.
-    """
+    tensors = {"original": batch.original, "damaged": batch.damaged, "position": batch.position}
     temporary = path.with_name(f"{path.name}.partial")
-    save_file(dict(tensors), temporary, dict(metadata))
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     temporary.replace(path)
 
 
-def _check_same_run(saved: dict[str, object], config: TrainConfig) -> None:
-    now = resolved(config)
-    pairs = [(name, saved.get(name), now[name]) for name in _FIXED]
-    saved_run = cast("dict[str, object]", saved["run"])
-    pairs += [(f"run.{name}", saved_run.get(name), now["run"][name]) for name in ("seed", "stage")]
-    for name, before, after in pairs:
-        if before != after:
+def has_state(config: TrainConfig) -> bool:
+    """Return whether the run's folder holds a saved state.
+
+    Args:
+        config: the run.
+    """
+    return _newest(config) is not None
+
+
+def load_state(accelerator: Accelerator, config: TrainConfig) -> int:
+    """Bring back a saved state into everything that is prepared or registered; return the images seen.
+
+    Args:
+        accelerator: of the run.
+        config: the run; its seed, stage and networks must be those of the state.
+
+    Raises:
+        TrainingError: there is no state, it belongs to another run, or it is damaged.
+    """
+    folder = _newest(config)
+    if folder is None:
+        raise TrainingError(
+            f"expected saved state in {run_folder(config) / STATE}, got none: start the run without --resume"
+        )
+    try:
+        record = cast("dict[str, Any]", json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        images, saved = int(record["images"]), cast("dict[str, Any]", record["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
+    _expect_same(saved, resolved(config), folder)
+    try:
+        accelerator.load_state(str(folder))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    return images
+
+
+def _newest(config: TrainConfig) -> Path | None:
+    """Return the whole state: a process that was killed between two renames leaves the old one aside."""
+    folders = (run_folder(config) / name for name in (STATE, f"{STATE}.old"))
+    return next((folder for folder in folders if (folder / RECORD).exists()), None)
+
+
+def _damaged(folder: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"expected a saved state, got a damaged or foreign one in {folder}: {error}")
+
+
+def _expect_same(saved: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    stage = config["run"]["stage"]
+    pairs = {f"run.{key}": (saved["run"].get(key), config["run"][key]) for key in ("seed", "stage")}
+    for key in _FIXED:
+        if key in config[stage]:
+            pairs[f"{stage}.{key}"] = (saved.get(stage, {}).get(key), config[stage][key])
+    for name, (before, now) in pairs.items():
+        if before != now:
             raise TrainingError(
-                f"expected {name} as in the saved state, {before}, got {after}: change it back or start a new run"
+                f"expected {name} as in the saved state, {before}, got {now}: {folder} is another run's"
             )
+
+
+def _commit() -> str:
+    """Return the commit of the code, or "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

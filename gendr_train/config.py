@@ -10,16 +10,17 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from gendr_core.errors import OptionError
-from gendr_core.spec import UNetArch, VAEArch
 
-from .schema import PRESETS, Degradation, TrainConfig
+from .degradations import PRESETS, Degradation, SecondOrder
+from .schema import TrainConfig
+from .settings import SETTINGS
 
 T = TypeVar("T")
 
@@ -66,11 +67,15 @@ def parse_config(tree: Mapping[str, object]) -> TrainConfig:
         OptionError: a key is unknown or missing, a value has the wrong type, or values contradict each other.
     """
     sections = dict(tree)
-    run = _mapping(sections.get("run", {}), "run")
+    stage = _mapping(sections.get("run", {}), "run").get("stage")
+    if not isinstance(stage, str) or stage not in SETTINGS:
+        raise OptionError(f"expected run.stage to be one of {', '.join(SETTINGS)}, got {_shown(stage)}")
     sections["degradation"] = _read_degradation(sections.get("degradation", {}))
-    network_type = VAEArch if run.get("stage") == "vae16" else UNetArch
-    sections["network"] = _read_dataclass(network_type, sections.get("network", {}), "network")
-    return _read_dataclass(TrainConfig, sections, "")
+    settings = _read_dataclass(SETTINGS[stage], sections.pop(stage, {}), stage)
+    known = {f.name for f in dataclasses.fields(TrainConfig)} - {"stage"} | {stage}
+    for key in sections:
+        _expect_known(key, known, "")
+    return _read_dataclass(TrainConfig, {**sections, "stage": settings}, "")
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
@@ -79,7 +84,10 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     Args:
         config: any run.
     """
-    return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+    tree = cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(config))))
+    tree[config.run.stage] = tree.pop("stage")
+    tree["degradation"]["preset"] = "photo" if isinstance(config.degradation, Degradation) else "realesrgan"
+    return tree
 
 
 def config_hash(config: TrainConfig) -> str:
@@ -114,13 +122,14 @@ def _mapping(value: object, where: str) -> dict[str, object]:
     return {str(key): item for key, item in named.items()}
 
 
-def _read_degradation(value: object) -> Degradation:
+def _read_degradation(value: object) -> Degradation | SecondOrder:
     """Read a preset name, or ranges, or ranges on top of a preset."""
     ranges = {"preset": value} if isinstance(value, str) else _mapping(value, "degradation")
     preset = ranges.pop("preset", "photo")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise OptionError(f"expected degradation.preset to be one of {', '.join(PRESETS)}, got {preset!r}")
-    return _read_dataclass(Degradation, {**dataclasses.asdict(PRESETS[preset]), **ranges}, "degradation")
+    start = PRESETS[preset]
+    return _read_dataclass(type(start), {**dataclasses.asdict(start), **ranges}, "degradation")
 
 
 def _read_dataclass(kind: type[T], value: object, where: str) -> T:
@@ -131,15 +140,32 @@ def _read_dataclass(kind: type[T], value: object, where: str) -> T:
     hints = get_type_hints(kind)
     prefix = f"{where}." if where else ""
     for key in given:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            raise OptionError(f"unknown key {prefix}{key}: did you mean {prefix}{near}?")
-    values = {key: _read_value(hints[key], item, f"{prefix}{key}") for key, item in given.items()}
+        _expect_known(key, fields, prefix)
+    values = {
+        key: _read_value(hints[key], _completed(item, fields[key]), f"{prefix}{key}") for key, item in given.items()
+    }
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in given:
             raise OptionError(f"expected the key {prefix}{name}, got none")
     return kind(**values)
+
+
+def _expect_known(key: str, known: Collection[str], prefix: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise OptionError(f"unknown key {prefix}{key}: did you mean {prefix}{near}?")
+
+
+def _completed(value: object, f: dataclasses.Field[Any]) -> object:
+    """Put keys of a section on top of the section that stands where none is given."""
+    if not isinstance(value, dict) or f.default_factory is dataclasses.MISSING:
+        return cast("object", value)
+    default = f.default_factory()
+    return {
+        **{g.name: getattr(default, g.name) for g in dataclasses.fields(default)},
+        **cast("dict[str, object]", value),
+    }
 
 
 def _read_value(kind: Any, value: object, where: str) -> object:  # noqa: ANN401 - any type hint

@@ -1,35 +1,63 @@
 """The averaged weights that are validated and exported.
 
-Role: updated by ``loop`` after every optimiser step; read by ``validate`` and ``export``.
+Role: updated by ``loop`` after every optimiser step, put in place for validation and export.
 """
 
-import copy
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
-    """A copy of a network that follows it slowly: e <- d e + (1 - d) w after every update."""
+    """Averages that follow parameters slowly: e <- d e + (1 - d) w after every update."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start at the network's present weights.
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        """Start at the present weights.
 
         Args:
-            network: whose weights are followed; not wrapped.
+            parameters: what is followed; an engine may have split them over devices.
             decay: weight of the past, [0, 1).
         """
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self._parameters = list(parameters)
+        # In full precision whatever the engine keeps: a step of the average is lost in bf16.
+        self._averages = [parameter.detach().to(torch.float32, copy=True) for parameter in parameters]
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module, num_updates: int) -> None:
-        """Move towards the network, faster at first: d = min(decay, (1 + n) / (10 + n)).
+    def update(self, num_updates: int) -> None:
+        """Move towards the parameters, faster at first: d = min(decay, (1 + n) / (10 + n)).
 
         Args:
-            network: of the same class as at the start.
             num_updates: n, optimiser steps done so far.
         """
         decay = min(self._decay, (1 + num_updates) / (10 + num_updates))
-        for own, new in zip(self.network.parameters(), network.parameters(), strict=True):
-            own.lerp_(new, 1.0 - decay)
+        for average, parameter in zip(self._averages, self._parameters, strict=True):
+            average.lerp_(parameter.float(), 1.0 - decay)
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Have the parameters be their averages inside, and themselves again afterwards."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, parameter in zip(self._averages, self._parameters, strict=True):
+            own = parameter.to(torch.float32, copy=True)
+            parameter.copy_(average)
+            average.copy_(own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages by number, as accelerate saves them."""
+        return {str(index): average for index, average in enumerate(self._averages)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take averages saved from the same parameters."""
+        for index, average in enumerate(self._averages):
+            average.copy_(state[str(index)])

@@ -1,7 +1,7 @@
-"""What one training run is, as frozen values: the sections of a config file and their defaults.
+"""What one training run is, as frozen values: the sections of a config file that every stage has, and their defaults.
 
-Role: filled by ``config`` from YAML, read by everything above. The clock is images seen, never steps, so that a run
-means the same at any batch size.
+Role: filled by ``config`` from YAML, read by everything above; what only one stage has is in ``settings``. The clock is
+images seen, never steps, so that a run means the same at any batch size.
 """
 
 import math
@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gendr_core.errors import OptionError
-from gendr_core.spec import PIXEL_CHANNELS, UNetArch, VAEArch
 
-Stage = Literal["vae16", "pixel", "latent"]
+from .degradations import Degradation, SecondOrder
+from .settings import RestorationSettings, StageSettings
+
+StageName = Literal["vae16", "pixel", "latent", "base", "cida", "adc", "pix"]
 Precision = Literal["fp32", "bf16"]
-
-Range = tuple[float, float]
-"""(low, high), drawn uniformly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,18 +23,20 @@ class RunConfig:
 
     name: str
     output: str = "runs"
-    """Folder that gets a folder of the run's name."""
+    """Folder that gets a folder of the run's name, and the exported file."""
     seed: int = 0
-    stage: Stage
-    """vae16: autoencoder; pixel: UNet on pixel-unshuffled images; latent: UNet on the latents of a frozen VAE."""
+    stage: StageName
+    """vae16, base, cida, adc and pix are those of the papers, in order; pixel and latent restore without a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which images are seen, and how they are cut."""
 
-    folders: tuple[str, ...]
-    """Every image below these folders is used."""
+    folders: tuple[str, ...] = ()
+    """Every image below these folders is used; a text file beside it is its caption."""
+    shards: tuple[str, ...] = ()
+    """Tar files in place of folders, as webdataset lays them out."""
     validation_folder: str | None = None
     """Held-out images; none means no validation."""
     validation_images: int = 8
@@ -44,7 +45,16 @@ class DataConfig:
     crop_px: int = 128
     color_shuffle: float = 0.0
     """How often the colour channels of a crop change places at random: photos show few colours of each thing."""
+    short_side_px: int | None = None
+    """Larger images are first resized so that their short side has this length; none cuts them as they are."""
+    turns: bool = True
+    """All eight flips and quarter turns; false flips left and right only, as captions ask for."""
+    skip_small: bool = False
+    """Leave out images smaller than a crop; false refuses them."""
+    damage_on: Literal["worker", "device"] = "worker"
+    """Where images are damaged: one by one in the workers, or on the device of the networks."""
     batch: int = 16
+    """Images of one process in one forward pass."""
     workers: int = 1
     """Processes that prepare batches; 0 prepares them in the training process."""
     cache: bool = True
@@ -64,77 +74,14 @@ class DataConfig:
         for name in ("crop_px", "validation_crop_px"):
             if getattr(self, name) < 64 or getattr(self, name) % 64:
                 raise OptionError(f"expected data.{name} as a multiple of 64, got {getattr(self, name)}")
-        if not self.folders:
-            raise OptionError("expected at least one folder in data.folders, got none")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Degradation:
-    """Ranges that random x4 damage is drawn from (docs/algorithm.md, A5); the defaults are the preset ``photo``."""
-
-    blur_probability: float = 0.9
-    blur_sigma_px: Range = (0.3, 3.0)
-    """Standard deviation in pixels of the original."""
-    anisotropic_probability: float = 0.3
-    """How often the second axis of the blur is drawn by itself, at a random angle."""
-    bicubic_probability: float = 0.7
-    """How often the downscale is bicubic; bilinear and area share the rest."""
-    noise_probability: float = 0.95
-    noise_sigma_8bit: Range = (0.5, 18.0)
-    shot_probability: float = 0.25
-    """How often the noise grows with the light instead of being even."""
-    shot_photons: Range = (150.0, 4000.0)
-    gray_probability: float = 0.2
-    """How often the channels share one noise field."""
-    jpeg_probability: float = 0.95
-    jpeg_quality: Range = (30.0, 95.0)
-
-    def __post_init__(self) -> None:
-        """Check probabilities and ranges.
-
-        Raises:
-            OptionError: a probability leaves 0..1 or a range is empty or outside its limits.
-        """
-        for name in ("blur", "anisotropic", "bicubic", "noise", "shot", "gray", "jpeg"):
-            value = getattr(self, f"{name}_probability")
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(f"expected degradation.{name}_probability from 0 to 1, got {value}")
-        limits = {
-            "blur_sigma_px": (0.05, 20.0),
-            "noise_sigma_8bit": (0.0, 255.0),
-            "shot_photons": (1.0, 1e9),
-            "jpeg_quality": (1.0, 95.0),
-        }
-        for name, (least, most) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                raise OptionError(
-                    f"expected degradation.{name} as [low, high] within {least} to {most}, got [{low}, {high}]"
-                )
-
-
-PRESETS: dict[str, Degradation] = {
-    "photo": Degradation(),
-    "light": Degradation(
-        blur_sigma_px=(0.3, 1.2), noise_sigma_8bit=(0.0, 4.0), shot_photons=(2000.0, 8000.0), jpeg_quality=(75.0, 95.0)
-    ),
-    "heavy": Degradation(
-        blur_sigma_px=(1.2, 3.0), noise_sigma_8bit=(6.0, 18.0), shot_photons=(100.0, 800.0), jpeg_quality=(30.0, 65.0)
-    ),
-}
-"""Named starting points; keys given beside ``preset`` replace single ranges."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """How the UNet is run; written into the exported file."""
-
-    timestep: int = 354
-    c_skip: float = 1.0
-    c_out: float = 1.0
-    scale: float = 4.0
-    latent_scaling: float | None = None
-    """vae16 stage only: factor of the latents; none measures 1/std on the validation images at export."""
+        if self.short_side_px is not None and self.short_side_px < self.crop_px:
+            raise OptionError(
+                f"expected data.short_side_px of at least crop_px, {self.crop_px}, got {self.short_side_px}"
+            )
+        if bool(self.folders) == bool(self.shards):
+            raise OptionError(
+                f"expected data.folders or data.shards, got {len(self.folders)} folders and {len(self.shards)} shards"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,32 +112,23 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossWeights:
-    """Factor of each named loss; 0 leaves it out."""
-
-    l1: float = 0.0
-    charbonnier: float = 1.0
-    chroma: float = 0.0
-    gradient: float = 0.0
-    spectrum: float = 0.0
-    kl: float = 0.0
-    """vae16 stage only."""
-    latent: float = 0.0
-    """latent stage only: L1 between scaled latents."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
     """How long, how precise, and how often something is written. All counts are images."""
 
     images: int
     """Length of the run."""
     precision: Precision = "fp32"
+    accumulate: int = 1
+    """Batches whose gradients make one update."""
+    checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
     ema_decay: float = 0.999
     """Weight of the past in the averaged weights, per update."""
     log_every: int = 2000
     validate_every: int = 20000
     save_every: int = 20000
+    pictures: int = 4
+    """Validation images of each recipe that are written as pictures."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -198,9 +136,9 @@ class LoopConfig:
         Raises:
             OptionError: an interval or the length is below 1, or the decay lies outside [0, 1).
         """
-        for name in ("images", "log_every", "validate_every", "save_every"):
+        for name in ("images", "accumulate", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
-                raise OptionError(f"expected loop.{name} of at least 1 image, got {getattr(self, name)}")
+                raise OptionError(f"expected loop.{name} of at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise OptionError(f"expected loop.ema_decay from 0 to below 1, got {self.ema_decay}")
 
@@ -221,34 +159,20 @@ class TrainConfig:
 
     run: RunConfig
     data: DataConfig
-    network: UNetArch | VAEArch
-    """VAEArch in the vae16 stage, UNetArch in the others."""
+    stage: StageSettings
+    """In YAML, the section of the stage's name."""
     loop: LoopConfig
-    degradation: Degradation = field(default_factory=Degradation)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    degradation: Degradation | SecondOrder = field(default_factory=Degradation)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    losses: LossWeights = field(default_factory=LossWeights)
     export: ExportConfig = field(default_factory=ExportConfig)
-    vae: str | None = None
-    """File of the frozen VAE16; the latent stage needs it."""
-    init: str | None = None
-    """Weight file of the same network to start from; none starts at random."""
 
     def __post_init__(self) -> None:
-        """Check that the sections fit the stage.
+        """Check that the stage's section fits the stage.
 
         Raises:
-            OptionError: the network, the VAE or a loss does not belong to the stage.
+            OptionError: stage latent has no VAE, or stage pixel has one.
         """
-        stage = self.run.stage
-        if stage == "pixel" and isinstance(self.network, UNetArch):
-            channels = (self.network.in_channels, self.network.out_channels)
-            if channels != (PIXEL_CHANNELS, PIXEL_CHANNELS):
-                raise OptionError(f"expected network in_channels and out_channels {PIXEL_CHANNELS}, got {channels}")
-        if (self.vae is not None) != (stage == "latent"):
-            raise OptionError(f"expected vae in the latent stage and nowhere else, got {self.vae!r} in stage {stage}")
-        for loss, home in (("kl", "vae16"), ("latent", "latent")):
-            if getattr(self.losses, loss) != 0.0 and stage != home:
-                raise OptionError(f"expected losses.{loss} only in stage {home}, got it in stage {stage}")
-        if self.model.latent_scaling is not None and stage != "vae16":
-            raise OptionError(f"expected model.latent_scaling only in stage vae16, got it in stage {stage}")
+        if isinstance(self.stage, RestorationSettings) and (self.stage.vae is None) != (self.run.stage == "pixel"):
+            raise OptionError(
+                f"expected vae in stage latent and none in stage pixel, got {self.stage.vae!r} in {self.run.stage}"
+            )

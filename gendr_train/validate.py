@@ -1,9 +1,10 @@
-"""How good the averaged weights are on held-out images, in PSNR-Y.
+"""How good the averaged weights are on held-out images, in PSNR-Y, and how they look.
 
 Role: called by ``loop`` every so often. Crops and damage are fixed, so the numbers of one run compare.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +13,19 @@ from gendr_core import metrics
 from gendr_core.degrade import HEAVY, LIGHT, degrade
 from gendr_core.tensors import to_image
 
-from .data.dataset import Batch, find_images, read_rgb
-from .roles import Roles
+from .data.dataset import Batch
+from .data.images import find_images, read_rgb
 from .schema import DataConfig
-from .steps import Pair, restored, to_pair
+from .stages.stage import Pair, Stage, to_pair
 
-Scores = dict[str, float]
-"""Name -> decibels, or a plain number."""
+
+class Outcome(NamedTuple):
+    """Of one validation."""
+
+    scores: dict[str, float]
+    """Name -> decibels."""
+    pictures: dict[str, Tensor]
+    """Name -> [N, 3, H, 3 W] float 0 to 1: enlarged, restored and original side by side."""
 
 
 def validation_set(data: DataConfig) -> dict[str, Batch]:
@@ -40,39 +47,39 @@ def validation_set(data: DataConfig) -> dict[str, Batch]:
             degrade(original.permute(1, 2, 0)[None].to(torch.float32) / 255.0, recipe, seed)
             for seed, original in enumerate(originals)
         ]
-        batches[recipe.name] = Batch(torch.stack(originals), torch.cat(damaged).permute(0, 3, 1, 2).contiguous())
+        batches[recipe.name] = Batch(
+            original=torch.stack(originals),
+            damaged=torch.cat(damaged).permute(0, 3, 1, 2).contiguous(),
+            position=torch.arange(len(originals)),
+            caption=[""] * len(originals),
+        )
     return batches
 
 
-def validate(roles: Roles, batches: dict[str, Batch]) -> Scores:
-    """Return the mean PSNR-Y per recipe, and its gain over bicubic enlargement.
+def validate(stage: Stage, batches: dict[str, Batch], device: torch.device) -> Outcome:
+    """Return the mean PSNR-Y per recipe with its gain over bicubic enlargement, and pictures.
 
     Args:
-        roles: with the averaged weights as ``trained``; on any device.
-        batches: from ``validation_set``; stage vae16 reads only the originals, so one recipe is enough there.
+        stage: with the averaged weights in place.
+        batches: from ``validation_set``; where the stage reads only the originals, one recipe is enough.
+        device: of the stage.
     """
-    scores: Scores = {}
+    stage.eval()
+    scores: dict[str, float] = {}
+    pictures: dict[str, Tensor] = {}
     for name, batch in batches.items():
-        pairs = [_pair_at(batch, index, roles.prompt.device) for index in range(len(batch.original))]
-        outputs = [restored(roles, pair) for pair in pairs]
+        pairs = [_pair_at(batch, index, device) for index in range(len(batch.original))]
+        outputs = [stage.restored(pair) for pair in pairs]
+        shown = [torch.cat([p.upsampled, o, p.original], dim=3) for p, o in zip(pairs, outputs, strict=True)]
+        pictures[name] = torch.cat(shown) / 2 + 0.5
         score = _mean([_psnr_y(output, pair.original) for output, pair in zip(outputs, pairs, strict=True)])
-        if roles.stage == "vae16":
-            return {"psnr_y": score}
+        if stage.reconstructs:
+            scores, pictures = {"psnr_y": score}, {"reconstruction": pictures[name]}
+            break
         scores[name] = score
         scores[f"{name}_gain"] = score - _mean([_psnr_y(pair.upsampled, pair.original) for pair in pairs])
-    return scores
-
-
-def latent_std(roles: Roles, batches: dict[str, Batch]) -> float:
-    """Return the standard deviation of the posterior modes of the originals; 1/std is a good latent scaling.
-
-    Args:
-        roles: in stage vae16.
-        batches: from ``validation_set``, not empty.
-    """
-    originals = to_pair(next(iter(batches.values()))).original.to(roles.prompt.device)
-    with torch.no_grad():
-        return float(torch.cat([roles.trained(image[None], None)[1].float() for image in originals]).std())
+    stage.train()
+    return Outcome(scores, pictures)
 
 
 def _psnr_y(output: Tensor, target: Tensor) -> float:
@@ -90,8 +97,9 @@ def _centre_crop(image_chw: Tensor, side_px: int) -> Tensor:
 
 
 def _pair_at(batch: Batch, index: int, device: torch.device) -> Pair:
-    one = Batch(batch.original[index : index + 1].to(device), batch.damaged[index : index + 1].to(device))
-    return to_pair(one)
+    one = slice(index, index + 1)
+    original, damaged = batch.original[one].to(device), batch.damaged[one].to(device)
+    return to_pair(Batch(original=original, damaged=damaged, position=batch.position[one], caption=batch.caption[one]))
 
 
 def _mean(values: list[float]) -> float:

@@ -59,7 +59,7 @@ def make_config(photos: Path, tmp_path: Path) -> MakeConfig:
                 "batch": 2,
                 "workers": 0,
             },
-            "network": dict(network),
+            stage: {"network": network} if stage in ("pixel", "latent", "vae16") else {},
             "optimiser": {"lr": 1e-3, "warmup_images": 0},
             "loop": {"images": 8, "log_every": 2, "validate_every": 1000, "save_every": 1000},
         }
@@ -74,4 +74,4 @@ def make_config(photos: Path, tmp_path: Path) -> MakeConfig:
 def _small_and_single(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run on one thread, as tiny networks gain nothing from more; 4 x 64 positions suffice to whiten 192 channels."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("gendr_train.loop.WHITENING_IMAGES", 4)
+    monkeypatch.setattr("gendr_train.loop.BEGIN_IMAGES", 4)

@@ -1,0 +1,133 @@
+"""What a stage of training is: networks with roles, the named losses of one update, and the file that comes out.
+
+Role: the base of its neighbours in this folder; driven by ``loop``. One update is one forward pass of the whole stage,
+one backward pass and one optimiser step for all roles together (docs/decisions/0012). Each loss reaches the parameters
+of one role only, the one before the slash in its name: other roles are frozen where it uses their networks. So the
+stage is one module with one optimiser, which is what the engines for several devices can wrap.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..data.dataset import Batch
+from ..rng import Draws
+from ..schema import ExportConfig
+
+Losses = dict[str, Tensor]
+"""``role/loss`` -> [B], unweighted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """The parameters that one role trains."""
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    """Factor of the run's learning rate."""
+
+
+class Pair(NamedTuple):
+    """What an update sees of the images."""
+
+    original: Tensor
+    """[B, 3, H, W] float32 in [-1, 1], the target."""
+    upsampled: Tensor
+    """[B, 3, H, W] float32 in [-1, 1], the damaged image resized to the size of the original."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """What an exported file says about itself."""
+
+    title: str
+    license: str
+    source: str
+    """With the hash of the config and the images seen."""
+    trained_on: str
+
+    @classmethod
+    def of(cls, export: ExportConfig, run: str) -> "About":
+        """Return the config's words with the run in the source.
+
+        Args:
+            export: of the config.
+            run: such as "config 0123456789ab, 1000 images".
+        """
+        source = f"{export.source} ({run})".strip()
+        return cls(title=export.title, license=export.license, source=source, trained_on=export.trained_on)
+
+
+class Stage(nn.Module, ABC):
+    """Networks in training, and frozen ones beside them."""
+
+    averaged = "generator"
+    """The role whose weights are averaged, validated and exported."""
+    reconstructs = False
+    """Whether ``restored`` starts from the original, so that the kind of damage does not matter."""
+
+    def __init__(self) -> None:
+        """Start with no losses."""
+        super().__init__()
+        self.weights: dict[str, float] = {}
+        """Factor of each loss, by the names that ``forward`` gives them."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, draws: Draws, images: int) -> Losses:
+        """Return the losses of an update for every role, each [B].
+
+        Args:
+            batch: on the stage's device.
+            draws: every random number of the update.
+            images: images seen, this batch included.
+        """
+
+    @abstractmethod
+    def roles(self) -> dict[str, Role]:
+        """Return who trains which parameters; no parameter has two roles."""
+
+    @abstractmethod
+    def restored(self, pair: Pair) -> Tensor:
+        """Return what the averaged role makes of the images, [B, 3, H, W] in [-1, 1]: no gradient, no chance."""
+
+    @abstractmethod
+    def export(self, path: Path, about: About) -> None:
+        """Write the averaged role as a float16 file for gendr_core.
+
+        Args:
+            path: the file to write.
+            about: what it says about itself.
+        """
+
+    def begin(self, batch: Batch) -> None:
+        """Take from the data what a fresh run starts with; nothing unless a stage says so.
+
+        Args:
+            batch: some images of the run.
+        """
+        del batch
+
+    def measure(self, batch: Batch) -> None:
+        """Measure what the exported file must know, with the averaged weights in place; nothing as a rule.
+
+        Args:
+            batch: validation images.
+        """
+        del batch
+
+
+def to_pair(batch: Batch) -> Pair:
+    """Return the batch as pixels of one size; the damaged image is enlarged as ``gendr_core.prepare`` does it.
+
+    Args:
+        batch: from the data loader, on any device.
+    """
+    original = batch.original.to(torch.float32) / 127.5 - 1.0
+    size = original.shape[2:]
+    upsampled = functional.interpolate(batch.damaged, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return Pair(original, upsampled.clamp(0.0, 1.0) * 2.0 - 1.0)
