@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program name; None takes the process's own.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    # Of several processes the first one speaks; accelerate's own lines about every file it saves are left out.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     try:
         if options.command == "preview":
             return _preview(options)

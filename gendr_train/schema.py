@@ -37,6 +37,9 @@ class DataConfig:
     """Every image below these folders is used; a text file beside it is its caption."""
     shards: tuple[str, ...] = ()
     """Tar files in place of folders, as webdataset lays them out."""
+    damaged: str | None = None
+    """Folder with the damaged versions, at a quarter of the size, under the paths that the images have below the one
+    folder in ``folders``, with any image suffix; none makes them as ``degradation`` says."""
     validation_folder: str | None = None
     """Held-out images; none means no validation."""
     validation_images: int = 8
@@ -78,9 +81,18 @@ class DataConfig:
             raise OptionError(
                 f"expected data.short_side_px of at least crop_px, {self.crop_px}, got {self.short_side_px}"
             )
+        if self.damaged is not None:
+            self._check_damaged()
         if bool(self.folders) == bool(self.shards):
             raise OptionError(
                 f"expected data.folders or data.shards, got {len(self.folders)} folders and {len(self.shards)} shards"
+            )
+
+    def _check_damaged(self) -> None:
+        if len(self.folders) != 1 or self.short_side_px is not None or self.damage_on != "worker":
+            raise OptionError(
+                "expected data.damaged beside one folder, damage_on worker and no short_side_px,"
+                f" got {len(self.folders)} folders, {self.damage_on} and {self.short_side_px}"
             )
 
 

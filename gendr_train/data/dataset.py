@@ -18,9 +18,11 @@ from gendr_core.errors import ImageError
 from ..degradations import Degradation, SecondOrder
 from ..rng import mix
 from ..schema import DataConfig
+from .cut import draw_cut
 from .damage import damage_stream
-from .degrade import degrade_randomly
+from .degrade import SCALE, degrade_randomly
 from .images import FolderImages, ImageSource, TooSmallError, check_size, decode_rgb, find_images
+from .pairs import DamagedFolder
 from .second_order import degrade_second_order
 from .shards import ShardImages, find_shards
 
@@ -38,6 +40,16 @@ class Batch(NamedTuple):
     """[B] int64: place in the endless row; seeds every draw about the image."""
     caption: list[str]
     """B texts, "" where there is none."""
+
+
+class Picture(NamedTuple):
+    """A decoded image of the row."""
+
+    original: Tensor
+    """[3, H, W] uint8."""
+    damaged: Tensor | None
+    """[3, H/4, W/4] uint8, where it comes from a file."""
+    caption: str
 
 
 class TrainingCrops(Dataset[Batch]):
@@ -60,7 +72,8 @@ class TrainingCrops(Dataset[Batch]):
         self._degradation = degradation
         self._seed = seed
         self._start, self._stop = start, stop
-        self._cache: dict[int, tuple[Tensor, str]] = {}
+        self._pairs = None if data.damaged is None else DamagedFolder(data.damaged, data.folders[0])
+        self._cache: dict[int, Picture] = {}
         self._small: set[int] = set()
 
     def __len__(self) -> int:
@@ -74,12 +87,16 @@ class TrainingCrops(Dataset[Batch]):
             index: 0 to len - 1, counted from ``start``.
         """
         position = self._start + index
-        image, caption = self._image_at(position)
+        picture = self._picture_at(position)
         generator = torch.Generator().manual_seed(mix(self._seed, position))
-        original = _augment(image, self._data, generator)
-        if float(torch.rand((), generator=generator)) < self._data.color_shuffle:
-            original = original[torch.randperm(3, generator=generator)]
-        return Batch(original, self._damage(original, position, generator), torch.tensor(position), [caption])
+        crop_px = self._data.crop_px
+        cut = draw_cut(picture.original, self._data, generator, grid=1 if picture.damaged is None else SCALE)
+        original = cut.of(picture.original, crop_px)
+        if picture.damaged is None:
+            damaged = self._damage(original, position, generator)
+        else:
+            damaged = cut.of(picture.damaged, crop_px, SCALE).to(torch.float32) / 255.0
+        return Batch(original, damaged, torch.tensor(position), [picture.caption])
 
     def _damage(self, original: Tensor, position: int, generator: torch.Generator) -> Tensor:
         if self._data.damage_on == "device":
@@ -89,15 +106,15 @@ class TrainingCrops(Dataset[Batch]):
             return degrade_second_order(image_bchw, self._degradation, damage_stream(self._seed, position))[0]
         return degrade_randomly(image_bchw, self._degradation, generator)[0]
 
-    def _image_at(self, position: int) -> tuple[Tensor, str]:
-        """Return the image at a place of the row; where it is too small and may be, the next that is not."""
+    def _picture_at(self, position: int) -> Picture:
+        """Return the picture at a place of the row; where it is too small and may be, the next that is not."""
         # Twice the length holds a whole round, wherever it begins.
         for place in range(position, position + 2 * len(self._source)):
             index = self._source.at(place)
             if index in self._small:
                 continue
             try:
-                return self._image(index)
+                return self._picture(index)
             except TooSmallError as error:
                 if not self._data.skip_small:
                     raise
@@ -105,16 +122,18 @@ class TrainingCrops(Dataset[Batch]):
                 logger.warning("left out: %s", error)
         raise ImageError(f"expected images of at least {self._data.crop_px} pixels a side, got none")
 
-    def _image(self, index: int) -> tuple[Tensor, str]:
+    def _picture(self, index: int) -> Picture:
         if index in self._cache:
             return self._cache[index]
         name = self._source.name(index)
         encoded, caption = self._source.read(index)
         image = decode_rgb(encoded, name, self._data.short_side_px)
         check_size(image, self._data.crop_px, name)
+        damaged = None if self._pairs is None else self._pairs.read(name, image)
+        picture = Picture(image, damaged, caption)
         if self._data.cache:
-            self._cache[index] = (image, caption)
-        return image, caption
+            self._cache[index] = picture
+        return picture
 
 
 def training_batches(
@@ -158,17 +177,3 @@ def _open_source(data: DataConfig, seed: int) -> ImageSource:
     if data.shards:
         return ShardImages(find_shards(data.shards), seed)
     return FolderImages(find_images(data.folders), seed)
-
-
-def _augment(image_chw: Tensor, data: DataConfig, generator: torch.Generator) -> Tensor:
-    """Cut a random square, then one of the eight flips and quarter turns, or of left and right."""
-    _, height, width = image_chw.shape
-    top = int(torch.randint(height - data.crop_px + 1, (), generator=generator))
-    left = int(torch.randint(width - data.crop_px + 1, (), generator=generator))
-    crop = image_chw[:, top : top + data.crop_px, left : left + data.crop_px]
-    if not data.turns:
-        return (crop.flip(2) if int(torch.randint(2, (), generator=generator)) else crop).contiguous()
-    symmetry = int(torch.randint(8, (), generator=generator))
-    if symmetry >= 4:
-        crop = crop.flip(2)
-    return torch.rot90(crop, symmetry % 4, (1, 2)).contiguous()
