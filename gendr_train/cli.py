@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, help="YAML file, see configs/")
-    command.add_argument("--data", type=Path, nargs="+", metavar="FOLDER", help="replaces data.folders")
+    command.add_argument("--data", type=Path, nargs="+", metavar="FOLDER", help="replaces data.folders and data.shards")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. data.batch=8; repeatable"
     )

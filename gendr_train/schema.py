@@ -106,7 +106,7 @@ class OptimiserConfig:
     weight_decay: float = 0.0
     warmup_images: int = 2000
     clip_norm: float = 1.0
-    """Largest norm of all gradients together."""
+    """Largest norm of the gradient of each role."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

@@ -1,6 +1,6 @@
 """The pull of a VAE's posterior towards the standard normal.
 
-Role: called by ``steps.vae16_step``.
+Role: called by ``stages.vae16``.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Distances between an image and its target.
 
-Role: called by ``steps``; the loop weighs and averages. Every function takes two [B, C, H, W] tensors of one shape,
+Role: called by ``stages``; the loop weighs and averages. Every function takes two [B, C, H, W] tensors of one shape,
 computes in float32 whatever comes in, and returns [B].
 """
 
