@@ -3,7 +3,7 @@
 One command, on a GPU or a CPU; each stage is ``gendr-train`` with a config of ``configs/``. A short probe tells how fast
 a stage runs, and its length is what fits into its share of the time, so that the learning rate comes to its end.
 
-    python benchmarks/mini_chain.py --minutes 25 --data PHOTOS --validation OTHER_PHOTOS --batch 64 --workers 14
+    python benchmarks/mini_chain.py --minutes 25 --data PHOTOS --validation OTHER --batch 64 --workers 14
 """
 
 import argparse
@@ -82,7 +82,7 @@ def run_link(link: Link, options: argparse.Namespace, seconds: float) -> None:
     images = max(batches, int(speed * (seconds - (time.monotonic() - began_s))) // options.batch * options.batch)
     print(f"{link.stage}: {speed:.0f} images/s, {images} images", flush=True)
     lengths = [f"loop.images={images}", f"loop.log_every={max(1, images // 20)}", f"loop.save_every={images}"]
-    warmup = [f"optimiser.warmup_images={images // 25}", f"loop.validate_every={max(1, images // 4)}"]
+    warmup = [f"optimiser.warmup_images={images // 25}", f"loop.validate_every={images}"]
     train(link, options, options.out, [*lengths, *warmup, f"data.validation_folder={options.validation.resolve()}"])
 
 

@@ -6,7 +6,7 @@ looks at more than one image of a batch, so how a batch is divided among process
 
 import math
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import cast
 
@@ -56,8 +56,10 @@ class PatchAdversary(nn.Module):
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    # Mixed precision would round the power iteration itself, and with it every weight alike.
-    with torch.autocast(x.device.type, enabled=False):
+    # Mixed precision would round the power iteration itself, and with it every weight alike. The meta
+    # device does not know it, nor a switch for it.
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         weight = layer.weight
     return F.conv2d(x, weight, layer.bias, stride=layer.stride, padding=layer.padding)
 

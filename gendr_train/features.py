@@ -21,7 +21,7 @@ from gendr_core.nets.vae import DownStage, Encoder
 
 from .errors import TrainingError
 from .frames import TrainingFrame
-from .settings import FeatureConfig
+from .sections import FeatureConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1]: what DINOv2 and most networks of timm were trained on."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import TrainingError
-from .settings import LoraConfig
+from .sections import LoraConfig
 
 _ENCODER = r"down_blocks|mid_block"
 _LAYERS = (

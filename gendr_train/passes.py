@@ -15,13 +15,11 @@ from gendr_core.layouts import PROMPT_NAMES
 from gendr_core.spec import PIXEL_CHANNELS, SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
 
 from .schema import TrainConfig
+from .sections import AdversaryConfig, FeatureConfig, ImageLosses
 from .settings import (
     AdcSettings,
-    AdversaryConfig,
     BaseSettings,
     CidaSettings,
-    FeatureConfig,
-    ImageLosses,
     PixSettings,
     RestorationSettings,
     Vae16Settings,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import TrainingError
 from .rng import Draws
-from .settings import PromptConfig
+from .sections import PromptConfig
 
 CACHED = 256
 """Embeddings kept for captions that come again: 80 MB at SD2.1's 77 x 1024."""

@@ -1,162 +1,30 @@
 """What each stage of training needs beyond the sections that every run has: one frozen value per stage.
 
-Role: filled by ``config`` from the section of the stage's name; read by the file of the same name in ``stages``.
-Symbols and what the papers leave open: docs/algorithm.md, A5.
+Role: filled by ``config`` from the section of the stage's name; read by the file of the same name in ``stages``. Made
+of the parts in ``sections``. Symbols and what the papers leave open: docs/algorithm.md, A5.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gendr_core.errors import OptionError
 from gendr_core.spec import NUM_TRAIN_TIMESTEPS, PIXEL_CHANNELS, Prediction, UNetArch, VAEArch
 
-FeatureKind = Literal["transformers", "timm", "vae16"]
+from .sections import (
+    AdversaryConfig,
+    AlignmentConfig,
+    FeatureConfig,
+    ImageLosses,
+    LoraConfig,
+    OneStep,
+    PromptConfig,
+    Steps,
+    at_least,
+    check_features,
+    check_steps,
+)
+
 Distillation = Literal["vsd", "sid", "cid"]
-
-Steps = tuple[int, int]
-"""(first, last) timestep, drawn uniformly."""
-
-
-def _at_least(section: object, least: float, *names: str) -> None:
-    for name in names:
-        value: float = getattr(section, name)
-        if not (math.isfinite(value) and value >= least):
-            raise OptionError(f"expected {type(section).__name__}.{name} of at least {least:g}, got {value}")
-
-
-def _check_steps(name: str, steps: Steps) -> None:
-    if not 0 <= steps[0] <= steps[1] < NUM_TRAIN_TIMESTEPS:
-        raise OptionError(f"expected {name} as [first, last] from 0 to {NUM_TRAIN_TIMESTEPS - 1}, got {list(steps)}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageLosses:
-    """Factor of each loss between an image and its target; 0 leaves it out."""
-
-    l1: float = 0.0
-    charbonnier: float = 1.0
-    chroma: float = 0.0
-    gradient: float = 0.0
-    spectrum: float = 0.0
-    perceptual: float = 0.0
-    """Between the features of a frozen network; needs ``features``."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: a factor is negative or not finite.
-        """
-        _at_least(self, 0.0, *(f.name for f in fields(self)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureConfig:
-    """A frozen network whose features are compared."""
-
-    kind: FeatureKind
-    """transformers: AutoModel, DINOv2 for example; timm: any of its models; vae16: the encoder of a GenDR VAE file."""
-    name: str
-    """Folder or hub name, timm's name, or the VAE's file."""
-    layers: tuple[int, ...] = (-1,)
-    """Which hidden states, levels or stages, as the kind counts them; negative from the end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdversaryConfig:
-    """A patch discriminator on pixels and its pull on the network in training."""
-
-    weight: float = 0.01
-    """Of the adversarial loss of the network in training."""
-    start_images: int = 0
-    """The discriminator learns from the first image on; its pull begins here."""
-    channels: int = 32
-    """Of its first layer."""
-    layers: int = 3
-    """Convolutions with stride 2."""
-    rate: float = 1.0
-    """Factor of optimiser.lr."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: a number is below its minimum.
-        """
-        _at_least(self, 0.0, "weight", "start_images", "rate")
-        _at_least(self, 1, "channels", "layers")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlignmentConfig:
-    """REPA: features after the UNet's first level are pulled towards those of a frozen encoder."""
-
-    features: FeatureConfig
-    weight: float = 0.5
-    """[?] for GenDR; 0.5 in REPA (arXiv:2410.06940, section 4)."""
-    hidden: int = 1024
-    """Channels between the two 1x1 convolutions of the projection."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: a number is below its minimum.
-        """
-        _at_least(self, 0.0, "weight")
-        _at_least(self, 1, "hidden")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """Low-rank adapters; one for each role on one shared base."""
-
-    rank: int = 64
-    alpha: int = 128
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: a number is below 1.
-        """
-        _at_least(self, 1, "rank", "alpha")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig:
-    """What the UNet is conditioned on."""
-
-    text_encoder: str | None = None
-    """Folder or hub name with SD2.1's ``tokenizer`` and ``text_encoder``; none takes one seeded token per prompt."""
-    positive: str = ""
-    """The fixed prompt that is exported; the strings of the paper are not published."""
-    negative: str = ""
-    dropout: float = 0.1
-    """How often a caption is replaced by the negative prompt, for guidance."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            OptionError: the dropout is no probability.
-        """
-        if not 0.0 <= self.dropout <= 1.0:
-            raise OptionError(f"expected prompt.dropout from 0 to 1, got {self.dropout}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OneStep:
-    """z_SR = c_skip z_LQ + c_out UNet(z_LQ, timestep); written into the exported file (docs/algorithm.md, A2)."""
-
-    timestep: int = 354
-    c_skip: float = math.sqrt(2.0)
-    c_out: float = -1.0
-    scale: float = 4.0
-    """Default output size over input size."""
-    guidance: float = 1.0
-    """Default guidance weight of the exported file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +48,8 @@ class Vae16Settings:
         Raises:
             OptionError: a weight is negative, or the perceptual loss has no features.
         """
-        _at_least(self, 0.0, "kl")
-        _check_features(self.losses, self.features)
+        at_least(self, 0.0, "kl")
+        check_features(self.losses, self.features)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,8 +74,8 @@ class RestorationSettings:
         Raises:
             OptionError: a weight is negative, the perceptual loss has no features, or a loss on latents no VAE.
         """
-        _at_least(self, 0.0, "latent")
-        _check_features(self.losses, self.features)
+        at_least(self, 0.0, "latent")
+        check_features(self.losses, self.features)
         if self.vae is None and self.latent:
             raise OptionError("expected the weight latent only in stage latent, which has a vae")
         if self.vae is None and (self.network.in_channels, self.network.out_channels) != (PIXEL_CHANNELS,) * 2:
@@ -240,7 +108,7 @@ class BaseSettings:
         Raises:
             OptionError: the timesteps leave the schedule or gamma is not above 0.
         """
-        _check_steps("base.steps", self.steps)
+        check_steps("base.steps", self.steps)
         if self.min_snr is not None and self.min_snr <= 0.0:
             raise OptionError(f"expected base.min_snr above 0, got {self.min_snr}")
 
@@ -283,9 +151,9 @@ class CidaSettings:
         Raises:
             OptionError: a weight is negative or the timesteps leave the schedule.
         """
-        _at_least(self, 0.0, "distillation_weight", "adversary_weight", "latent", "xi")
-        _at_least(self, 0.0, "real_rate", "fake_rate", "discriminator_rate")
-        _check_steps("cida.steps", self.steps)
+        at_least(self, 0.0, "distillation_weight", "adversary_weight", "latent", "xi")
+        at_least(self, 0.0, "real_rate", "fake_rate", "discriminator_rate")
+        check_steps("cida.steps", self.steps)
         if not (self.distillation_weight or self.adversary_weight or self.latent):
             raise OptionError(
                 "expected a weight above 0 in cida.distillation_weight, adversary_weight or latent, got none:"
@@ -316,8 +184,8 @@ class AdcSettings:
         Raises:
             OptionError: a weight is negative, or the perceptual loss has no features.
         """
-        _at_least(self, 0.0, "latent", "adversary", "discriminator_rate")
-        _check_features(self.decoded, self.features)
+        at_least(self, 0.0, "latent", "adversary", "discriminator_rate")
+        check_features(self.decoded, self.features)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,9 +212,9 @@ class PixSettings:
         Raises:
             OptionError: a weight is negative, or the perceptual loss has no features.
         """
-        _at_least(self, 0.0, "adversary", "discriminator_rate", "harmonics")
-        _check_features(self.losses, self.features)
-        _check_features(self.original, self.features)
+        at_least(self, 0.0, "adversary", "discriminator_rate", "harmonics")
+        check_features(self.losses, self.features)
+        check_features(self.original, self.features)
 
 
 StageSettings = Vae16Settings | RestorationSettings | BaseSettings | CidaSettings | AdcSettings | PixSettings
@@ -360,8 +228,3 @@ SETTINGS: dict[str, type[Any]] = {
     "pix": PixSettings,
 }
 """By the name of the stage."""
-
-
-def _check_features(losses: ImageLosses, features: FeatureConfig | None) -> None:
-    if losses.perceptual and features is None:
-        raise OptionError("expected features beside the loss perceptual, got none")

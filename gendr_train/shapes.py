@@ -16,13 +16,13 @@ from gendr_core.checkpoint import inspect
 from gendr_core.nets import VAE, UNet
 from gendr_core.spec import UNetArch, VAEArch, VAESpec
 
-from .adversary import SLOPE, FeatureHead, PatchAdversary
+from .adversary import FeatureHead, PatchAdversary
 from .features import FeatureNetwork, Projection, TimmFeatures, TransformerFeatures, VaeFeatures
 from .frames import TrainingFrame, middle
 from .lora import acting, adapter_parameters, add_adapters
 from .meter import PassCost, measure_pass
 from .schema import Precision
-from .settings import AdversaryConfig, FeatureConfig, LoraConfig
+from .sections import AdversaryConfig, FeatureConfig, LoraConfig
 
 Part = Literal["whole", "middle", "encode", "decode"]
 ROLE = "role"
@@ -179,7 +179,7 @@ def _network(shape: Shape) -> nn.Module:
             case VAEArch():
                 return VAE(shape)
             case AdversaryConfig():
-                return _patches(PatchAdversary(channels=shape.channels, layers=shape.layers))
+                return PatchAdversary(channels=shape.channels, layers=shape.layers)
             case FeatureConfig():
                 return _features(shape)
             case ProjectionShape():
@@ -194,12 +194,6 @@ def _adapted(arch: UNetArch, lora: LoraConfig, part: Part) -> UNet:
         unet = UNet(arch)
         add_adapters(unet, [ROLE], lora, encoders=[ROLE] if part == "middle" else [])
     return unet
-
-
-def _patches(adversary: PatchAdversary) -> nn.Sequential:
-    """Return the same layers in a row: its own forward switches autocast off, which the meta device does not have."""
-    strided = [part for layer in adversary.strided for part in (layer, nn.LeakyReLU(SLOPE))]
-    return nn.Sequential(*strided, adversary.last)
 
 
 def _features(config: FeatureConfig) -> FeatureNetwork:

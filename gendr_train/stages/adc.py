@@ -20,9 +20,9 @@ from ..frames import TrainingFrame
 from ..losses import reconstruction
 from ..rng import Draws
 from ..settings import AdcSettings
-from .images import ImageTargets
-from .networks import FrozenVAE, placed, to_cells
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .images import ImageTargets, build_loss_features
+from .networks import FrozenVAE, to_cells
+from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
 from .teachers import FeatureAdversary, FrozenUNet, LastFeatures
 
 
@@ -38,7 +38,8 @@ class AdcStage(Stage):
 
         Raises:
             CheckpointError: the teacher or the VAE is not usable.
-            TrainingError: the teacher is of another stage, or its latents are not those of the VAE.
+            TrainingError: the teacher is of another stage, its latents are not those of the VAE, or the feature network
+                is not usable.
         """
         super().__init__()
         self._settings, self._checkpointing = settings, checkpointing
@@ -51,28 +52,18 @@ class AdcStage(Stage):
         with torch.no_grad():
             for parameter in self.unet.conv_out.parameters():
                 parameter.mul_(spec.c_out)
-        self._decoded = ImageTargets(settings.decoded, settings.features, "generator/decoded_")
+        features = build_loss_features(settings.features, settings.decoded)
+        self._decoded = ImageTargets(settings.decoded, features, "generator/decoded_")
         self.weights = dict(self._decoded.weights)
         if settings.latent:
             self.weights["generator/latent"] = settings.latent
-        self.adversary = None
-        if settings.adversary:
-            self.adversary = placed(
-                FeatureAdversary(
-                    self._teacher,
-                    weight=settings.adversary,
-                    rate=settings.discriminator_rate,
-                    checkpointing=checkpointing,
-                )
-            )
+        self.adversary = FeatureAdversary.of(settings, self._teacher, checkpointing=checkpointing)
+        if self.adversary is not None:
             self.weights |= self.adversary.weights
 
     def roles(self) -> dict[str, Role]:
         """Return the student, and the discriminator's head where there is one."""
-        roles = {"generator": Role(parameters=list(self.unet.parameters()))}
-        if self.adversary is not None:
-            roles["discriminator"] = self.adversary.role
-        return roles
+        return roles_of(self.unet, self.adversary)
 
     @torch.no_grad()
     def begin(self, batch: Batch) -> None:

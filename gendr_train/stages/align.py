@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import TrainingError
 from ..features import Projection, build_features
 from ..losses.alignment import alignment
-from ..settings import AlignmentConfig
+from ..sections import AlignmentConfig
 from .networks import placed
 
 

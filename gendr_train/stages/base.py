@@ -5,7 +5,7 @@ predict the noise, with REPA after the first level (docs/algorithm.md, A5). The 
 terminal SNR (arXiv:2305.08891) an epsilon prediction at the last step would say nothing about the image.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +27,8 @@ from ..frames import TrainingFrame, first_level
 from ..losses.score_identity import denoising
 from ..prompts import Prompts
 from ..rng import Draws
-from ..settings import BaseSettings, OneStep
+from ..sections import OneStep
+from ..settings import BaseSettings
 from .align import Alignment
 from .networks import FrozenVAE, half, placed, unet_spec
 from .stage import About, Losses, Pair, Role, Stage, to_pair
@@ -119,10 +120,15 @@ class BaseStage(Stage):
         settings = self._settings
         c_skip, c_out = one_step_coefficients(settings.prediction, alpha_bar(GENDR_TIMESTEP))
         one_step = OneStep(timestep=GENDR_TIMESTEP, c_skip=c_skip, c_out=c_out, scale=settings.scale)
-        scaling = self._vae.latent_scaling
-        spec = unet_spec(settings.network, one_step, about, in_pixels=(False, False), latent_scaling=scaling)
+        spec = unet_spec(
+            settings.network,
+            one_step,
+            about,
+            in_pixels=(False, False),
+            latent_scaling=self._vae.latent_scaling,
+            prediction=settings.prediction,
+        )
         state = {name: half(value) for name, value in self.unet.state_dict().items()}
-        spec = replace(spec, prediction=settings.prediction)
         write_unet(path, spec, state, half(self.prompts.positive), half(self.prompts.negative))
 
 

@@ -31,8 +31,8 @@ def build_stage(config: TrainConfig) -> Stage:
 
     Raises:
         CheckpointError: a file is not usable.
-        TrainingError: a file holds another network than the config says.
-        OptionError: a feature network or a text encoder cannot be built.
+        TrainingError: a file holds another network than the config says, or a feature network or a text encoder is not
+            usable.
     """
     # Layers draw their weights from the global generator: seed it here, and put it back.
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]

@@ -68,14 +68,15 @@ class CidaStage(Stage):
 
         Raises:
             CheckpointError: the base or the VAE is not usable.
-            TrainingError: guidance is wanted and the base has no negative prompt, or a package is missing.
+            TrainingError: the base predicts something else or lacks the negative prompt that guidance needs, or a
+                package is missing.
         """
         super().__init__()
         self._settings = settings
         self._checkpointing = checkpointing
         self._vae = FrozenVAE.load(settings.vae)
         base = read_unet(settings.base)
-        _check_guidance(settings, base)
+        _check_base(settings, base)
         self._arch = base.spec.arch
         self.unet = placed(UNet(self._arch))
         self.unet.load_state_dict({name: value.float() for name, value in base.state.items()})
@@ -141,8 +142,15 @@ class CidaStage(Stage):
         Raises:
             CheckpointError: the spec is not usable.
         """
-        one_step, scaling = self._settings.one_step, self._vae.latent_scaling
-        spec = unet_spec(self._arch, one_step, about, in_pixels=(False, False), latent_scaling=scaling)
+        one_step = self._settings.one_step
+        spec = unet_spec(
+            self._arch,
+            one_step,
+            about,
+            in_pixels=(False, False),
+            latent_scaling=self._vae.latent_scaling,
+            prediction=self._settings.prediction,
+        )
         state = {name: half(value) for name, value in merged_state(self.unet, "generator").items()}
         negative = None if self.negative is None or one_step.guidance == 1.0 else half(self.negative)
         write_unet(path, spec, state, half(self.positive), negative)
@@ -258,12 +266,16 @@ def _rates(settings: CidaSettings) -> dict[str, float]:
     return {name: rate for name, rate in rates.items() if name in trained}
 
 
-def _check_guidance(settings: CidaSettings, base: UNetCheckpoint) -> None:
-    """Refuse guidance away from a prompt that is not there.
+def _check_base(settings: CidaSettings, base: UNetCheckpoint) -> None:
+    """Refuse a base that predicts something else, and guidance away from a prompt that it does not have.
 
     Raises:
-        TrainingError: a guidance is not 1 and the base has no negative prompt.
+        TrainingError: the predictions differ, or a guidance is not 1 and the base has no negative prompt.
     """
+    if base.spec.prediction != settings.prediction:
+        raise TrainingError(
+            f"expected cida.prediction {base.spec.prediction} as in {settings.base}, got {settings.prediction}"
+        )
     asked = {"cida.one_step.guidance": settings.one_step.guidance}
     if settings.distillation_weight:
         asked["cida.guidance"] = settings.guidance

@@ -6,14 +6,14 @@ Role: a part of every stage whose output can be seen: ``vae16``, ``restoration``
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adversary import PatchAdversary, frozen
 from ..features import FeatureNetwork, build_features
 from ..losses import adversarial, reconstruction
 from ..losses.perceptual import perceptual
-from ..settings import AdversaryConfig, FeatureConfig, ImageLosses
-from .stage import Losses, Role
+from ..sections import AdversaryConfig, FeatureConfig, ImageLosses
+from .stage import Adversary, Losses
 
 _DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": reconstruction.l1,
@@ -27,20 +27,17 @@ _DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 class ImageTargets:
     """The distances that have a weight, under the names of ``ImageLosses``."""
 
-    def __init__(self, weights: ImageLosses, features: FeatureConfig | None, prefix: str = "generator/") -> None:
-        """Build the feature network where the perceptual loss has a weight.
+    def __init__(self, weights: ImageLosses, features: FeatureNetwork | None, prefix: str = "generator/") -> None:
+        """Name the losses.
 
         Args:
             weights: factor of each loss.
-            features: of the perceptual loss.
+            features: of ``build_loss_features``.
             prefix: in front of each name.
-
-        Raises:
-            OptionError: the feature network cannot be built.
         """
         self.weights = {prefix + name: weight for name, weight in asdict(weights).items() if weight}
         self._prefix = prefix
-        self._features = _features(features) if weights.perceptual and features is not None else None
+        self._features = features if weights.perceptual else None
 
     def losses(self, output: Tensor, target: Tensor) -> Losses:
         """Return each distance, [B].
@@ -52,12 +49,12 @@ class ImageTargets:
         names = [name.removeprefix(self._prefix) for name in self.weights]
         losses = {self._prefix + name: _DISTANCES[name](output, target) for name in names if name in _DISTANCES}
         if self._features is not None:
-            network = self._features[0].to(output.device)
+            network = self._features.to(output.device)
             losses[self._prefix + "perceptual"] = perceptual(network(output), network(target))
         return losses
 
 
-class ImageAdversary(nn.Module):
+class ImageAdversary(Adversary):
     """A patch discriminator, what it learns, and how it pulls."""
 
     def __init__(self, config: AdversaryConfig) -> None:
@@ -66,15 +63,9 @@ class ImageAdversary(nn.Module):
         Args:
             config: its size and weights.
         """
-        super().__init__()
-        self._config = config
+        super().__init__(weight=config.weight, rate=config.rate)
+        self._start_images = config.start_images
         self.network = PatchAdversary(channels=config.channels, layers=config.layers)
-        self.weights = {"generator/adversarial": config.weight, "discriminator/real": 1.0, "discriminator/fake": 1.0}
-
-    @property
-    def role(self) -> Role:
-        """What the discriminator trains."""
-        return Role(parameters=list(self.network.parameters()), rate=self._config.rate)
 
     def losses(self, output: Tensor, original: Tensor, images: int) -> Losses:
         """Return the losses of both sides, [B] each.
@@ -85,7 +76,7 @@ class ImageAdversary(nn.Module):
             images: images seen.
         """
         losses: Losses = {}
-        if images >= self._config.start_images:
+        if images >= self._start_images:
             with frozen(self.network):
                 losses["generator/adversarial"] = adversarial.fool(self.network(output))
         losses["discriminator/real"] = adversarial.tell_real(self.network(original))
@@ -93,6 +84,15 @@ class ImageAdversary(nn.Module):
         return losses
 
 
-def _features(config: FeatureConfig) -> tuple[FeatureNetwork]:
-    """Return the network in a tuple, which keeps it out of the parameters and the state of a stage."""
-    return (build_features(config),)
+def build_loss_features(config: FeatureConfig | None, *losses: ImageLosses) -> FeatureNetwork | None:
+    """Return the network of the perceptual loss, one for all of a stage's losses; None where none has a weight for it.
+
+    Args:
+        config: of the network.
+        losses: those of the stage.
+
+    Raises:
+        TrainingError: the network is not usable, or a package is missing.
+        CheckpointError: it is that of a VAE file which is not usable.
+    """
+    return build_features(config) if config is not None and any(loss.perceptual for loss in losses) else None

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from gendr_core.checkpoint import read_unet, read_vae
 from gendr_core.nets import VAE, UNet
-from gendr_core.spec import SPATIAL_FACTOR, ModelSpec, UNetArch
+from gendr_core.spec import SPATIAL_FACTOR, ModelSpec, Prediction, UNetArch
 
 from ..errors import TrainingError
-from ..settings import OneStep
+from ..sections import OneStep
 from .stage import About
 
 EXPORT_DTYPE = torch.float16
@@ -130,7 +130,13 @@ def fresh_prompt(dim: int) -> Tensor:
 
 
 def unet_spec(
-    arch: UNetArch, one_step: OneStep, about: About, *, in_pixels: tuple[bool, bool], latent_scaling: float
+    arch: UNetArch,
+    one_step: OneStep,
+    about: About,
+    *,
+    in_pixels: tuple[bool, bool],
+    latent_scaling: float,
+    prediction: Prediction = "epsilon",
 ) -> ModelSpec:
     """Return what an exported UNet file says.
 
@@ -140,6 +146,8 @@ def unet_spec(
         about: title, licence, source and data.
         in_pixels: whether it takes, and whether it gives, unshuffled pixels instead of latents.
         latent_scaling: of the latents; 1.0 where there are none.
+        prediction: what a diffusion model learned to predict, or what the network was before it became a restorer; of
+            no meaning for others.
 
     Raises:
         CheckpointError: the values contradict each other.
@@ -147,6 +155,7 @@ def unet_spec(
     return ModelSpec(
         arch=arch,
         timestep=one_step.timestep,
+        prediction=prediction,
         c_skip=one_step.c_skip,
         c_out=one_step.c_out,
         guidance=one_step.guidance,

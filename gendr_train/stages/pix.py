@@ -21,9 +21,9 @@ from ..frames import TrainingFrame
 from ..losses.fourier import masked_spectrum
 from ..rng import Draws
 from ..settings import PixSettings
-from .images import ImageTargets
-from .networks import FrozenVAE, placed, to_cells, to_pixels
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .images import ImageTargets, build_loss_features
+from .networks import FrozenVAE, to_cells, to_pixels
+from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
 from .teachers import FeatureAdversary, FrozenUNet, LastFeatures
 
 
@@ -57,37 +57,27 @@ class PixStage(Stage):
 
         Raises:
             CheckpointError: the teacher or the VAE is not usable.
-            TrainingError: the teacher is of another stage, or its latents are not those of the VAE.
-            OptionError: the feature network cannot be built.
+            TrainingError: the teacher is of another stage, its latents are not those of the VAE, or the feature network
+                is not usable.
         """
         super().__init__()
         self._settings, self._checkpointing = settings, checkpointing
         self._vae = FrozenVAE.load(settings.vae)
         self._teacher = FrozenUNet.load(settings.teacher, front="pixel_unshuffle8", back="vae16", vae=self._vae)
         self.unet = self._teacher.copy_with(in_channels=PIXEL_CHANNELS, out_channels=PIXEL_CHANNELS, without="conv_out")
-        self._matching = ImageTargets(settings.losses, settings.features)
-        self._original = ImageTargets(settings.original, settings.features, "generator/original_")
+        features = build_loss_features(settings.features, settings.losses, settings.original)
+        self._matching = ImageTargets(settings.losses, features)
+        self._original = ImageTargets(settings.original, features, "generator/original_")
         self.weights = {**self._matching.weights, **self._original.weights}
         if settings.harmonics:
             self.weights["generator/harmonics"] = settings.harmonics
-        self.adversary = None
-        if settings.adversary:
-            self.adversary = placed(
-                FeatureAdversary(
-                    self._teacher,
-                    weight=settings.adversary,
-                    rate=settings.discriminator_rate,
-                    checkpointing=checkpointing,
-                )
-            )
+        self.adversary = FeatureAdversary.of(settings, self._teacher, checkpointing=checkpointing)
+        if self.adversary is not None:
             self.weights |= self.adversary.weights
 
     def roles(self) -> dict[str, Role]:
         """Return the student, and the discriminator's head where there is one."""
-        roles = {"generator": Role(parameters=list(self.unet.parameters()))}
-        if self.adversary is not None:
-            roles["discriminator"] = self.adversary.role
-        return roles
+        return roles_of(self.unet, self.adversary)
 
     @torch.no_grad()
     def begin(self, batch: Batch) -> None:

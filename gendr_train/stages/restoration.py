@@ -17,9 +17,9 @@ from ..losses import reconstruction
 from ..rng import Draws
 from ..settings import RestorationSettings
 from ..whitening import whiten_input
-from .images import ImageAdversary, ImageTargets
+from .images import ImageAdversary, ImageTargets, build_loss_features
 from .networks import FrozenVAE, fresh_prompt, half, load_unet_weights, placed, to_cells, to_pixels, unet_spec
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
 
 
 class RestorationStage(Stage):
@@ -34,8 +34,8 @@ class RestorationStage(Stage):
 
         Raises:
             CheckpointError: the file to start from or the VAE is not usable.
-            TrainingError: the file to start from holds a network of another shape.
-            OptionError: the feature network cannot be built.
+            TrainingError: the file to start from holds a network of another shape, or the feature network is not
+                usable.
         """
         super().__init__()
         self._settings = settings
@@ -51,7 +51,7 @@ class RestorationStage(Stage):
                 nn.init.zeros_(parameter)
         self.register_buffer("prompt", prompt)
         self.prompt: Tensor
-        self._targets = ImageTargets(settings.losses, settings.features)
+        self._targets = ImageTargets(settings.losses, build_loss_features(settings.features, settings.losses))
         self.adversary = None if settings.adversary is None else placed(ImageAdversary(settings.adversary))
         self.weights = dict(self._targets.weights)
         if settings.latent:
@@ -61,10 +61,7 @@ class RestorationStage(Stage):
 
     def roles(self) -> dict[str, Role]:
         """Return the UNet, and the discriminator where there is one."""
-        roles = {"generator": Role(parameters=list(self.unet.parameters()))}
-        if self.adversary is not None:
-            roles["discriminator"] = self.adversary.role
-        return roles
+        return roles_of(self.unet, self.adversary)
 
     def begin(self, batch: Batch) -> None:
         """Whiten the first layer, unless the weights come from a file."""

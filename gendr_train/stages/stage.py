@@ -63,6 +63,37 @@ class About:
         return cls(title=export.title, license=export.license, source=source, trained_on=export.trained_on)
 
 
+class Adversary(nn.Module):
+    """A discriminator as a part of a stage: the role of its parameters, and the factors of both sides' losses."""
+
+    def __init__(self, *, weight: float, rate: float) -> None:
+        """Keep the factors.
+
+        Args:
+            weight: of the pull on the network in training.
+            rate: factor of the run's learning rate.
+        """
+        super().__init__()
+        self._rate = rate
+        self.weights = {"generator/adversarial": weight, "discriminator/real": 1.0, "discriminator/fake": 1.0}
+
+    @property
+    def role(self) -> Role:
+        """What the discriminator trains."""
+        return Role(parameters=list(self.parameters()), rate=self._rate)
+
+
+def roles_of(generator: nn.Module, adversary: Adversary | None) -> dict[str, Role]:
+    """Return the generator, and the discriminator where there is one.
+
+    Args:
+        generator: learns whole.
+        adversary: of the same stage.
+    """
+    roles = {"generator": Role(parameters=list(generator.parameters()))}
+    return roles if adversary is None else {**roles, "discriminator": adversary.role}
+
+
 class Stage(nn.Module, ABC):
     """Networks in training, and frozen ones beside them."""
 

@@ -21,9 +21,10 @@ from ..adversary import FeatureHead, frozen
 from ..errors import TrainingError
 from ..frames import TrainingFrame, middle
 from ..losses import adversarial
-from ..settings import OneStep
+from ..sections import OneStep
+from ..settings import AdcSettings, PixSettings
 from .networks import FrozenVAE, half, placed, unet_spec
-from .stage import About, Losses, Role
+from .stage import About, Adversary, Losses
 
 
 class FrozenUNet:
@@ -134,7 +135,7 @@ class FrozenUNet:
         write_unet(path, spec, state, half(self.positive), None if self.negative is None else half(self.negative))
 
 
-class FeatureAdversary(nn.Module):
+class FeatureAdversary(Adversary):
     """A head that tells made from real by what a frozen UNet sees in its middle, and how that pulls."""
 
     def __init__(self, backbone: FrozenUNet, *, weight: float, rate: float, checkpointing: bool) -> None:
@@ -146,15 +147,25 @@ class FeatureAdversary(nn.Module):
             rate: factor of the run's learning rate.
             checkpointing: compute the backbone's blocks a second time for the gradients, which saves memory.
         """
-        super().__init__()
-        self._backbone, self._rate, self._checkpointing = backbone, rate, checkpointing
-        self.head = FeatureHead(backbone.spec.arch.block_out_channels[-1])
-        self.weights = {"generator/adversarial": weight, "discriminator/real": 1.0, "discriminator/fake": 1.0}
+        super().__init__(weight=weight, rate=rate)
+        self._backbone, self._checkpointing = backbone, checkpointing
+        self.head = placed(FeatureHead(backbone.spec.arch.block_out_channels[-1]))
 
-    @property
-    def role(self) -> Role:
-        """What the head trains."""
-        return Role(parameters=list(self.head.parameters()), rate=self._rate)
+    @classmethod
+    def of(
+        cls, settings: AdcSettings | PixSettings, backbone: FrozenUNet, *, checkpointing: bool
+    ) -> "FeatureAdversary | None":
+        """Return the adversary that a stage's settings ask for, None where its weight is 0.
+
+        Args:
+            settings: of the stage.
+            backbone: as in ``__init__``.
+            checkpointing: likewise.
+        """
+        if not settings.adversary:
+            return None
+        rate = settings.discriminator_rate
+        return cls(backbone, weight=settings.adversary, rate=rate, checkpointing=checkpointing)
 
     def losses(self, output: Tensor, real: Tensor) -> Losses:
         """Return the losses of both sides, [B] each.

@@ -20,9 +20,9 @@ from ..losses import divergence
 from ..rng import Draws
 from ..settings import Vae16Settings
 from ..whitening import whiten_input
-from .images import ImageAdversary, ImageTargets
+from .images import ImageAdversary, ImageTargets, build_loss_features
 from .networks import expect_shapes, half, placed
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
 
 
 class Vae16Stage(Stage):
@@ -39,8 +39,7 @@ class Vae16Stage(Stage):
 
         Raises:
             CheckpointError: the file to start from is not usable.
-            TrainingError: it holds a network of another shape.
-            OptionError: the feature network cannot be built.
+            TrainingError: it holds a network of another shape, or the feature network is not usable.
         """
         super().__init__()
         self._settings = settings
@@ -50,7 +49,7 @@ class Vae16Stage(Stage):
             state = read_vae(settings.init).state
             expect_shapes(self.vae, state, settings.init)
             self.vae.load_state_dict({name: value.float() for name, value in state.items()})
-        self._targets = ImageTargets(settings.losses, settings.features)
+        self._targets = ImageTargets(settings.losses, build_loss_features(settings.features, settings.losses))
         self.adversary = None if settings.adversary is None else placed(ImageAdversary(settings.adversary))
         self.weights = {**self._targets.weights, "generator/kl": settings.kl}
         if self.adversary is not None:
@@ -59,10 +58,7 @@ class Vae16Stage(Stage):
 
     def roles(self) -> dict[str, Role]:
         """Return the autoencoder, and the discriminator where there is one."""
-        roles = {"generator": Role(parameters=list(self.vae.parameters()))}
-        if self.adversary is not None:
-            roles["discriminator"] = self.adversary.role
-        return roles
+        return roles_of(self.vae, self.adversary)
 
     def begin(self, batch: Batch) -> None:
         """Whiten the first layer, unless the weights come from a file."""

@@ -38,6 +38,22 @@ def test_spectral_norms_converge_to_one() -> None:
         assert torch.linalg.matrix_norm(weight.flatten(1), ord=2).item() == pytest.approx(1.0, abs=1e-2)
 
 
+def test_patches_run_on_a_device_without_autocast() -> None:
+    with torch.device("meta"):
+        logits = PatchAdversary(4, 2)(torch.empty(1, 3, 16, 12))
+    assert logits.shape == (1, 1, 4, 3)
+
+
+def test_mixed_precision_leaves_the_spectral_norm_in_float32() -> None:
+    plain, mixed = adversary(), adversary()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mixed(pixels())
+    assert logits.dtype == torch.bfloat16
+    plain(pixels())
+    for (name, exact), found in zip(plain.named_buffers(), mixed.buffers(), strict=True):
+        assert torch.equal(exact, found), name
+
+
 @given(channels=st.integers(1, 130), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_head_takes_any_size_and_width(channels: int, height: int, width: int) -> None:
     head = FeatureHead(channels)

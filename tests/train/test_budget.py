@@ -9,7 +9,7 @@ from gendr_core.spec import UNetArch, VAEArch
 from gendr_train.budget import GPUS, SUSTAINED_TFLOPS, UTILISATION, Budget, budget, estimate
 from gendr_train.config import load_config, parse_config
 from gendr_train.schema import TrainConfig
-from gendr_train.settings import LoraConfig
+from gendr_train.sections import LoraConfig
 from gendr_train.shapes import Pass, cost, num_adapter_parameters, num_parameters
 
 CONFIGS = Path(__file__).parents[2] / "configs"

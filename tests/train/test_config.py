@@ -7,7 +7,8 @@ import pytest
 from gendr_core.errors import GenDRError, OptionError
 from gendr_train.config import config_hash, load_config, parse_config, resolved
 from gendr_train.degradations import PRESETS, Degradation
-from gendr_train.settings import SETTINGS, OneStep, RestorationSettings
+from gendr_train.sections import OneStep
+from gendr_train.settings import SETTINGS, RestorationSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MINIMAL = """

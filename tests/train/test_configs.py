@@ -8,7 +8,8 @@ import pytest
 from gendr_core.nets import VAE, UNet
 from gendr_core.spec import UNetArch, VAEArch
 from gendr_train.config import load_config
-from gendr_train.settings import BaseSettings, CidaSettings, LoraConfig, Vae16Settings
+from gendr_train.sections import LoraConfig
+from gendr_train.settings import BaseSettings, CidaSettings, Vae16Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = ("vae16", "base", "cida", "adc", "pix")

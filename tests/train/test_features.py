@@ -17,7 +17,7 @@ from gendr_train.features import (
     VaeFeatures,
     build_features,
 )
-from gendr_train.settings import FeatureConfig
+from gendr_train.sections import FeatureConfig
 
 
 def pixels(height: int = 64, width: int = 48) -> Tensor:

@@ -1,8 +1,10 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
-from gendr_train.fitting import RIDGE, fit_convolution
+from gendr_train.fitting import POSITIONS_PER_WEIGHT, RIDGE, fit_convolution
 
 
 def inputs(seed: int, channels: int = 5) -> torch.Tensor:
@@ -37,6 +39,23 @@ def test_a_fit_that_is_right_already_changes_nothing() -> None:
     truth, fitted = convolution(1), convolution(1)
     fit_convolution(fitted, [(inputs(3), truth(inputs(3)))])
     torch.testing.assert_close(fitted.weight, truth.weight, rtol=0.0, atol=1e-5)
+
+
+def test_no_more_examples_are_taken_than_needed() -> None:
+    # 5 x 9 weights and a bias; an example has 2 x 16 x 16 positions.
+    needed = -(-POSITIONS_PER_WEIGHT * 46 // 512)
+    taken: list[int] = []
+
+    def examples(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for seed in range(count):
+            taken.append(seed)
+            yield inputs(seed), convolution(1)(inputs(seed))
+
+    enough, endless = convolution(2), convolution(2)
+    fit_convolution(enough, examples(needed))
+    fit_convolution(endless, examples(1000))
+    assert len(taken) == 2 * needed
+    assert torch.equal(enough.weight, endless.weight)
 
 
 def test_one_cell_by_hand() -> None:

@@ -16,7 +16,7 @@ from gendr_train.adversary import FeatureHead, PatchAdversary, frozen
 from gendr_train.errors import TrainingError
 from gendr_train.frames import TrainingFrame, middle
 from gendr_train.lora import acting, adapter_parameters, add_adapters, merged_state, without_adapters
-from gendr_train.settings import LoraConfig
+from gendr_train.sections import LoraConfig
 
 NAMES = ("generator", "real", "fake", "discriminator")
 ARCH = UNetArch(
@@ -265,6 +265,7 @@ def test_unknown_adapters_are_refused() -> None:
         merged_state(UNet(ARCH), "real")
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -95,6 +95,7 @@ CIDA = {"base": "{}/base.safetensors", "vae": VAE_FILE, "lora": {"rank": 2, "alp
     ("stage", "section"),
     [
         ("vae16", {"network": VAE, **PERCEPTUAL}),
+        ("vae16", {"network": VAE, "adversary": {"channels": 8, "layers": 2}}),
         ("latent", {"network": NETWORK, "vae": VAE_FILE, "latent": 1.0, **PERCEPTUAL}),
         ("latent", {"network": NETWORK, "vae": VAE_FILE, "latent": 1.0, "losses": {"charbonnier": 0.0}}),
         ("base", {"network": NETWORK, "vae": VAE_FILE, "alignment": ALIGNMENT}),

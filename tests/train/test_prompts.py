@@ -12,7 +12,7 @@ from gendr_train import prompts as prompts_module
 from gendr_train.errors import TrainingError
 from gendr_train.prompts import Prompts, TextEncoder
 from gendr_train.rng import Draws
-from gendr_train.settings import PromptConfig
+from gendr_train.sections import PromptConfig
 
 CPU = torch.device("cpu")
 DIM, TOKENS = 8, 7

@@ -15,7 +15,8 @@ from gendr_core.pipeline import restore
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.rng import Draws
-from gendr_train.settings import AdcSettings, ImageLosses
+from gendr_train.sections import ImageLosses
+from gendr_train.settings import AdcSettings
 from gendr_train.stages.adc import AdcStage
 from gendr_train.stages.networks import to_cells
 from gendr_train.stages.stage import About, Losses, Stage, to_pair

@@ -21,7 +21,8 @@ from gendr_core.tensors import to_image
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.rng import Draws
-from gendr_train.settings import AlignmentConfig, BaseSettings, FeatureConfig, PromptConfig
+from gendr_train.sections import AlignmentConfig, FeatureConfig, PromptConfig
+from gendr_train.settings import BaseSettings
 from gendr_train.stages.base import BaseStage
 from gendr_train.stages.stage import About, Pair, to_pair
 

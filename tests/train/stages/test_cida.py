@@ -2,40 +2,33 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cida_by_hand import ROLES, CidaByHand
 from networks import tiny_unet, tiny_vae
 from torch import Tensor, nn
 
 from gendr_core import RestoreOptions, load_unet, load_vae, restore
-from gendr_core.checkpoint import read_unet, write_unet, write_vae
-from gendr_core.nets import UNet
+from gendr_core.checkpoint import write_unet, write_vae
+from gendr_core.errors import OptionError
 from gendr_core.step import one_step
 from gendr_train.data.dataset import Batch
-from gendr_train.diffusion import add_noise, alpha_bars, to_clean, training_target
 from gendr_train.errors import TrainingError
-from gendr_train.features import build_features
-from gendr_train.frames import TrainingFrame, first_level, middle
-from gendr_train.lora import merged_state
-from gendr_train.losses.adversarial import fool, tell_fake, tell_real
-from gendr_train.losses.alignment import alignment
-from gendr_train.losses.consistency import cid
-from gendr_train.losses.score_identity import denoising, sid, vsd
 from gendr_train.rng import Draws
-from gendr_train.settings import AlignmentConfig, CidaSettings, FeatureConfig, LoraConfig, OneStep
-from gendr_train.stages.cida import PROMPT_DROPOUT, CidaStage
+from gendr_train.sections import AlignmentConfig, FeatureConfig, LoraConfig, OneStep
+from gendr_train.settings import CidaSettings
+from gendr_train.stages.cida import CidaStage
 from gendr_train.stages.stage import About, Losses, to_pair
 
 MakeStage = Callable[..., CidaStage]
 
+ABOUT = About(title="tiny", license="CC0", source="a test", trained_on="nothing")
 SEED = 5
 POSITIONS = (3, 11)
-ROLES = ["generator", "real", "fake", "discriminator"]
 DISTILLATIONS = ["vsd", "sid", "cid"]
 LOSSES = {
     "generator/distillation",
@@ -51,11 +44,13 @@ LOSSES = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a base with both prompts, one without the negative one, and a VAE."""
+    """Return a folder with a base of each prediction, one without a negative prompt, and a VAE."""
     folder = tmp_path_factory.mktemp("weights")
     unet, vae = tiny_unet(4, negative=True), tiny_vae()
     state = unet.network.state_dict()
-    write_unet(folder / "base.safetensors", unet.spec, state, unet.positive, unet.negative)
+    for prediction in ("epsilon", "v_prediction"):
+        spec = replace(unet.spec, prediction=prediction)
+        write_unet(folder / f"{prediction}.safetensors", spec, state, unet.positive, unet.negative)
     write_unet(folder / "positive.safetensors", unet.spec, state, unet.positive)
     write_vae(folder / "vae.safetensors", vae.spec, vae.network.state_dict())
     return folder
@@ -66,7 +61,7 @@ def settings(files: Path) -> CidaSettings:
     """Return settings with a weight for every loss."""
     encoder = FeatureConfig(kind="vae16", name=str(files / "vae.safetensors"), layers=(2,))
     return CidaSettings(
-        base=str(files / "base.safetensors"),
+        base=str(files / "epsilon.safetensors"),
         vae=str(files / "vae.safetensors"),
         lora=LoraConfig(rank=2, alpha=4),
         alignment=AlignmentConfig(features=encoder, hidden=6),
@@ -174,89 +169,10 @@ def test_without_a_rate_the_real_score_is_the_base(make_stage: MakeStage) -> Non
 
 def test_the_generator_starts_as_the_base(make_stage: MakeStage, files: Path) -> None:
     stage, pair = make_stage(apart=False), to_pair(make_batch())
-    base, vae = load_unet(files / "base.safetensors"), load_vae(files / "vae.safetensors")
+    base, vae = load_unet(files / "epsilon.safetensors"), load_vae(files / "vae.safetensors")
     # The default one_step is that of the file.
     latent = one_step(vae.network.encode(pair.upsampled), base)
     torch.testing.assert_close(stage.restored(pair), vae.network.decode(latent).clamp(-1, 1), atol=1e-5, rtol=0)
-
-
-class _ByHand:
-    """The losses of the stage, recomputed with one plain UNet per role."""
-
-    def __init__(self, stage: CidaStage, settings: CidaSettings) -> None:
-        self.stage, self.settings = stage, settings
-        self.file = read_unet(settings.base)
-        self.networks = {name: self._merged(name) for name in ROLES}
-        self.vae = load_vae(settings.vae)
-
-    def _merged(self, role: str) -> UNet:
-        unet = UNet(self.file.spec.arch)
-        unet.load_state_dict(merged_state(self.stage.unet, role))
-        return unet
-
-    def predict(self, role: str, noised: Tensor, timestep: Tensor | int, prompt: Tensor | None = None) -> Tensor:
-        prompt = self.file.positive if prompt is None else prompt
-        return self.networks[role](noised, timestep, prompt.expand(noised.shape[0], -1, -1))
-
-    def tapped(self, role: str, noised: Tensor, timestep: Tensor | int, block: Callable[[UNet], nn.Module]) -> Tensor:
-        unet = self.networks[role]
-        run = TrainingFrame(taps={block(unet): "tap"})
-        unet(noised, timestep, self.file.positive.expand(noised.shape[0], -1, -1), run=run)
-        return run.tapped["tap"]
-
-    def draw(self, draws: Draws, latent: Tensor) -> tuple[Tensor, Tensor]:
-        return draws.integers(354, 981), draws.normal(*latent.shape[1:])
-
-    def distillation(self, draws: Draws, restored: Tensor, original: Tensor) -> Tensor:
-        t, noise = self.draw(draws, restored)
-        noised = add_noise(restored, noise, t)
-        assert self.file.negative is not None
-        predictions = [self.predict("real", noised, t), self.predict("real", noised, t, self.file.negative)]
-        predictions.append(self.predict("fake", noised, t))
-        kind = self.settings.prediction
-        real, unguided, fake = (to_clean(noised, predicted, t, kind) for predicted in predictions)
-        guided = unguided + self.settings.guidance * (real - unguided)
-        return {
-            "vsd": partial(vsd, restored, guided, fake),
-            "sid": partial(sid, restored, guided, fake, alpha=self.settings.xi),
-            "cid": partial(cid, original, real, guided, fake, xi=self.settings.xi),
-        }[self.settings.distillation]()
-
-    def score(self, role: str, draws: Draws, clean: Tensor) -> Tensor:
-        t, noise = self.draw(draws, clean)
-        prompt = self.file.positive
-        if role == "real":
-            dropped = (draws.uniform(0.0, 1.0) < PROMPT_DROPOUT).tolist()
-            assert self.file.negative is not None
-            prompt = torch.stack([self.file.negative if drop else self.file.positive for drop in dropped])
-        predicted = self.predict(role, add_noise(clean, noise, t), t, prompt)
-        kind = self.settings.prediction
-        # snr / (snr + 1) = ab
-        weight = None if kind == "epsilon" else alpha_bars()[t]
-        return denoising(predicted, training_target(clean, noise, t, kind), weight)
-
-    def losses(self, batch: Batch, draws: Draws) -> Losses:
-        pair, scaling, step = to_pair(batch), self.vae.spec.latent_scaling, self.settings.one_step
-        damaged, original = (self.vae.network.encode(x) * scaling for x in (pair.upsampled, pair.original))
-        restored = step.c_skip * damaged + step.c_out * self.predict("generator", damaged, step.timestep)
-        losses = {"generator/distillation": self.distillation(draws, restored, original)}
-        losses["fake/denoising"] = self.score("fake", draws, restored)
-        losses["real/denoising"] = self.score("real", draws, original)
-        t, noise = self.draw(draws, restored)
-        assert self.stage.head is not None
-        assert self.stage.alignment is not None
-        made, real = (
-            self.stage.head(self.tapped("discriminator", add_noise(z, noise, t), t, middle))
-            for z in (restored, original)
-        )
-        losses |= {"generator/adversarial": fool(made), "discriminator/real": tell_real(real)}
-        losses["discriminator/fake"] = tell_fake(made)
-        assert self.settings.alignment is not None
-        (target,) = build_features(self.settings.alignment.features)(pair.original)
-        features = self.tapped("generator", damaged, step.timestep, first_level)
-        losses["generator/alignment"] = alignment(self.stage.alignment.projection(features), target)
-        losses["generator/latent"] = (restored - original).abs().mean((1, 2, 3))
-        return losses
 
 
 @pytest.mark.parametrize(
@@ -265,14 +181,16 @@ class _ByHand:
 )
 @torch.no_grad()
 def test_values_are_those_of_separate_networks(
-    make_stage: MakeStage, settings: CidaSettings, distillation: str, prediction: str
+    make_stage: MakeStage, settings: CidaSettings, files: Path, distillation: str, prediction: str
 ) -> None:
-    replaced: dict[str, Any] = {"distillation": distillation, "prediction": prediction, "guidance": 2.5, "xi": 0.7}
+    base = str(files / f"{prediction}.safetensors")
+    replaced: dict[str, Any] = {"base": base, "prediction": prediction, "distillation": distillation}
+    replaced |= {"guidance": 2.5, "xi": 0.7}
     stage = make_stage(**replaced)
-    by_hand = _ByHand(stage, replace(settings, **replaced))
-    # The prompt is dropped for image 7 and for no other.
-    positions = (7, *POSITIONS)
+    by_hand = CidaByHand(stage, replace(settings, **replaced))
+    positions = (9, *POSITIONS)
     expected = by_hand.losses(make_batch(positions), make_draws(positions))
+    assert by_hand.dropped == [True, False, False]
     assert torch.stack(list(expected.values())).abs().min() > 1e-6
     torch.testing.assert_close(losses_of(stage, positions), expected, atol=1e-5, rtol=1e-4)
 
@@ -339,7 +257,7 @@ def test_the_exported_file_restores_as_the_stage_does(
 ) -> None:
     stage = make_stage(one_step=OneStep(timestep=200, c_skip=1.0, c_out=-0.5, scale=4.0, guidance=guidance))
     path = tmp_path / "generator.safetensors"
-    stage.export(path, About(title="tiny", license="CC0", source="a test", trained_on="nothing"))
+    stage.export(path, ABOUT)
     unet, vae = load_unet(path), load_vae(files / "vae.safetensors")
     assert (unet.spec.guidance, unet.spec.title, unet.spec.timestep) == (guidance, "tiny", 200)
     assert unet.spec.latent_scaling == vae.spec.latent_scaling
@@ -359,3 +277,20 @@ def test_guidance_needs_a_negative_prompt(
     with pytest.raises(TrainingError, match=f"expected a negative prompt in .* for .*{key}.*, got none"):
         make_stage(base=base, one_step=step, **replaced)
     assert losses_of(make_stage(base=base, guidance=1.0)).keys() == LOSSES
+
+
+def test_the_prediction_has_to_be_that_of_the_base(make_stage: MakeStage, files: Path, tmp_path: Path) -> None:
+    base = str(files / "v_prediction.safetensors")
+    with pytest.raises(TrainingError, match=r"expected cida\.prediction v_prediction as in .*, got epsilon"):
+        make_stage(base=base)
+    path = tmp_path / "generator.safetensors"
+    make_stage(base=base, prediction="v_prediction").export(path, ABOUT)
+    assert load_unet(path).spec.prediction == "v_prediction"
+
+
+def test_a_generator_that_would_learn_nothing_is_refused(settings: CidaSettings) -> None:
+    nothing = {"distillation_weight": 0.0, "adversary_weight": 0.0, "latent": 0.0}
+    with pytest.raises(OptionError, match=r"expected a weight above 0 in cida\.distillation_weight"):
+        replace(settings, **nothing)
+    for name in nothing:
+        assert getattr(replace(settings, **{**nothing, name: 0.1}), name) == 0.1

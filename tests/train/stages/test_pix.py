@@ -17,8 +17,10 @@ from gendr_core.pipeline import restore
 from gendr_core.spec import ModelSpec
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
+from gendr_train.features import FeatureNetwork, build_features
 from gendr_train.rng import Draws
-from gendr_train.settings import ImageLosses, PixSettings
+from gendr_train.sections import FeatureConfig, ImageLosses
+from gendr_train.settings import PixSettings
 from gendr_train.stages.networks import to_cells, to_pixels
 from gendr_train.stages.pix import PixStage, random_padding
 from gendr_train.stages.stage import About, Losses, Stage, to_pair
@@ -126,6 +128,25 @@ def test_roles_hold_every_parameter_once_and_no_teacher(settings: PixSettings) -
     assert len(held) == len({id(parameter) for parameter in held})
     assert roles["discriminator"].rate == 3.0
     assert {name.split(".")[0] for name in stage.state_dict()} == {"unet", "adversary"}
+
+
+def test_both_perceptual_losses_have_one_network(settings: PixSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[FeatureConfig] = []
+
+    def build(config: FeatureConfig) -> FeatureNetwork:
+        built.append(config)
+        return build_features(config)
+
+    monkeypatch.setattr("gendr_train.stages.images.build_features", build)
+    features = FeatureConfig(kind="vae16", name=settings.vae, layers=(1,))
+    weights = ImageLosses(charbonnier=0.0, perceptual=1.0)
+    stage = PixStage(replace(settings, losses=weights, original=weights, features=features, harmonics=0.0))
+    losses = losses_of(stage, batch_of(0))
+    assert built == [features]
+    assert losses["generator/perceptual"] > 0.0
+    assert losses["generator/original_perceptual"] != losses["generator/perceptual"]
+    assert PixStage(replace(settings, features=features))
+    assert built == [features]
 
 
 def test_losses_by_hand(settings: PixSettings) -> None:
