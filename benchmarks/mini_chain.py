@@ -46,7 +46,7 @@ CHAIN = (
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything together")
     parser.add_argument("--data", type=Path, required=True, help="folder of photos to learn from")
     parser.add_argument("--validation", type=Path, required=True, help="folder of other photos")

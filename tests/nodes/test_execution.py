@@ -84,7 +84,7 @@ def test_the_plan_is_shown_and_needs_no_other_node(pack: Pack, model: Any) -> No
 
 def test_work_that_is_done_twice_is_asked_of_the_hosts_layers(pack: Pack, model: Any) -> None:
     # A band of one row: every layer then needs its weights by themselves.
-    latent, band = torch.rand(1, 192, 8, 8), pack.host.Bands(band_bytes=1)
+    latent, band = torch.rand(1, 192, 8, 8), pack.host.replace(pack.host.band_sizes("cpu")[0], band_bytes=1)
     frame = pack.host.BandedFrame(band, model.unet.network.operations)
     with torch.inference_mode():
         banded = model.unet.network(latent, 354, model.unet.positive[None], run=frame)
@@ -112,6 +112,42 @@ def test_one_reference_serves_a_batch_and_is_resized(pack: Pack) -> None:
     (matched,) = run(pack, "GenDR_MatchColor", image=image, reference=reference, color="adain")
     assert matched.shape == image.shape
     assert torch.allclose(matched.mean(dim=(1, 2)), torch.full((2, 3), 0.25), atol=0.01)
+
+
+def test_a_batch_of_references_has_the_length_of_the_images(pack: Pack) -> None:
+    images, references = image_of(6, 8, batch=3), image_of(3, 4, 4, batch=3)
+    (matched,) = run(pack, "GenDR_MatchColor", image=images, reference=references, color="wavelet")
+    for index in range(3):
+        one = {"image": images[index][None], "reference": references[index][None]}
+        assert torch.equal(run(pack, "GenDR_MatchColor", color="wavelet", **one)[0][0], matched[index])
+    with pytest.raises(ValueError, match="expected 1 reference, or one for each of 3 images, got 2"):
+        run(pack, "GenDR_MatchColor", image=images, reference=references[:2], color="wavelet")
+
+
+def test_alpha_stays_where_colours_are_matched(pack: Pack) -> None:
+    image, reference = image_of(6, 8, 4), image_of(6, 8)
+    (matched,) = run(pack, "GenDR_MatchColor", image=image, reference=reference, color="adain")
+    assert matched.shape == image.shape
+    assert torch.equal(matched[..., 3], image[..., 3])
+
+
+def test_restore_takes_a_mask_a_colour_reference_and_a_strength_of_detail(pack: Pack, model: Any) -> None:
+    image = image_of(16, 24, batch=2)
+    inputs = {"image": image, "model": model, "color": "wavelet", "guidance": 0.0, **SIZE}
+    (plain,) = run(pack, "GenDR_Restore", **inputs)
+    (full,) = run(pack, "GenDR_Restore", mask=torch.ones(1, 64, 64), color_reference=image, detail=1.0, **inputs)
+    assert torch.equal(full, plain)
+    (empty,) = run(pack, "GenDR_Restore", mask=torch.zeros(1, 64, 64), **inputs)
+    assert torch.equal(empty, run(pack, "GenDR_Encode", image=image, model=model, **SIZE)[1])
+    half = torch.zeros(2, 32, 48)
+    half[:, :, :24] = 1.0
+    (mixed,) = run(pack, "GenDR_Restore", mask=half, feather=4, **inputs)
+    assert torch.equal(mixed[:, :, :20], plain[:, :, :20])
+    assert torch.equal(mixed[:, :, 28:], empty[:, :, 28:])
+    (soft,) = run(pack, "GenDR_Restore", detail=0.0, **inputs)
+    assert not torch.equal(soft, plain)
+    with pytest.raises(ValueError, match="expected 1 mask, or one for each of 2 images, got 3"):
+        run(pack, "GenDR_Restore", mask=torch.ones(3, 8, 8), **inputs)
 
 
 def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
