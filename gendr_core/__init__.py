@@ -6,6 +6,7 @@ Role: the public interface; everything else may change between versions.
 from .checkpoint import SpecOverrides
 from .config import RestoreOptions
 from .errors import GenDRError
+from .finish import Guides
 from .model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
 from .pipeline import restore
 from .spec import ModelSpec, VAESpec
@@ -14,6 +15,7 @@ __all__ = [
     "GenDRError",
     "GenDRUNet",
     "GenDRVAE",
+    "Guides",
     "ModelSpec",
     "RestoreOptions",
     "SpecOverrides",

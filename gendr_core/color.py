@@ -5,7 +5,7 @@ part. Everything is float32 and runs band by band over the rows, so that beside 
 memory, and on torch's meta device too. Definitions: docs/algorithm.md, section E.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
@@ -55,15 +55,20 @@ def low_pass(x: Tensor) -> Tensor:
     return x.mul_(2.0 ** (-4 * len(LOW_PASS_STEPS)))
 
 
-def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int) -> None:
-    """Write ``pixels + low_pass(reference - pixels)`` into ``result``, in bands of ``num_rows`` rows.
+def plane_rows(plane: Tensor) -> int:
+    """Return the rows of a band for ``coarse_bands``: those of ``row_bands``, but no less than what lies around it."""
+    return max(2 * LOW_PASS_REACH, len(row_bands(plane)[0]))
 
-    Every band takes 31 rows more on each side where the frame goes on, which makes it exact to the last bit.
+
+def coarse_bands(pixels: Tensor, reference: Tensor, num_rows: int) -> Iterator[tuple[Span, Tensor, Tensor]]:
+    """Yield every band of rows with ``reference - pixels`` in it and the low-pass of that, in bands of ``num_rows``.
+
+    Every band takes 31 rows more on each side where the frame goes on, which makes it exact to the last bit. A band of
+    ``pixels`` may be overwritten once it has come; so may its low-pass, but not its difference.
 
     Args:
         pixels: [B, C, H, W].
         reference: [B, C, H, W].
-        result: [B, C, H, W]; may be ``pixels``.
         num_rows: rows of a band, at least 1.
     """
     height = pixels.shape[2]
@@ -75,7 +80,20 @@ def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int)
         fresh = slice(known.stop, around.stop)
         difference = torch.cat([kept, reference[:, :, fresh] - pixels[:, :, fresh]], dim=2)
         known = around
-        coarse = low_pass(difference)[:, :, band.within(around)]
+        inside = band.within(around)
+        yield band, difference[:, :, inside], low_pass(difference)[:, :, inside]
+
+
+def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int) -> None:
+    """Write ``pixels + low_pass(reference - pixels)`` into ``result``, in bands of ``num_rows`` rows.
+
+    Args:
+        pixels: [B, C, H, W].
+        reference: [B, C, H, W].
+        result: [B, C, H, W]; may be ``pixels``.
+        num_rows: rows of a band, at least 1.
+    """
+    for band, _, coarse in coarse_bands(pixels, reference, num_rows):
         torch.add(pixels[:, :, band.places], coarse, out=result[:, :, band.places])
 
 
@@ -87,7 +105,7 @@ def _match_wavelet(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
     # Plane by plane: the same bytes then hold more rows, and the 62 around a band weigh less.
     for index, channel in product(range(pixels.shape[0]), range(pixels.shape[1])):
         plane, wanted, out = (x[index : index + 1, channel : channel + 1] for x in (pixels, reference, result))
-        add_coarse(plane, wanted, out, max(2 * LOW_PASS_REACH, len(row_bands(plane)[0])))
+        add_coarse(plane, wanted, out, plane_rows(plane))
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

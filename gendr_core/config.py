@@ -17,6 +17,8 @@ MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 ATTENTION_RANGES: tuple[AttentionRange, ...] = get_args(AttentionRange)
 MIN_SCALE = 0.25
 MAX_SCALE = 16.0
+MAX_DETAIL = 1.5
+MAX_FEATHER_PX = 256
 TILE_STEP_PX = 64
 """Output pixels that tile sizes and overlaps divide by: 8 per latent cell times 8 in the UNet."""
 
@@ -73,6 +75,10 @@ class RestoreOptions:
     """Shortest output edge in pixels; the aspect ratio is kept."""
     color: ColorMethod = "wavelet"
     """How the colours of the input are carried over to the output (``color.match_color``)."""
+    detail: float = 1.0
+    """How much the fine detail that the model adds counts, 0 to 1.5; 1 leaves it alone (``finish.scale_detail``)."""
+    feather_px: int = 8
+    """How far the border of a mask is smoothed to each side, in output pixels, 0 to 256; no matter without one."""
     guidance: float | None = None
     """Classifier-free guidance weight. None means the model's own; 1.0 runs one pass, any other value two."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -101,5 +107,9 @@ class RestoreOptions:
                 raise OptionError(f"expected {name} of at least 1 pixel, got {edge}")
         if self.color not in COLOR_METHODS:
             raise OptionError(f"expected color to be one of {', '.join(COLOR_METHODS)}, got {self.color!r}")
+        if not 0.0 <= self.detail <= MAX_DETAIL:
+            raise OptionError(f"expected detail from 0 to {MAX_DETAIL}, got {self.detail}")
+        if not 0 <= self.feather_px <= MAX_FEATHER_PX:
+            raise OptionError(f"expected feather from 0 to {MAX_FEATHER_PX} pixels, got {self.feather_px}")
         if self.guidance is not None and not 0.0 <= self.guidance <= 20.0:
             raise OptionError(f"expected guidance from 0 to 20, got {self.guidance}")

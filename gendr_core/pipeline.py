@@ -1,4 +1,4 @@
-"""The whole restoration: prepare -> encode -> step -> decode -> color. The file to read first."""
+"""The whole restoration: prepare -> encode -> step -> decode -> finish. The file to read first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from .backoff import run_stage, run_twice, typed_memory_errors
-from .color import match_color
-from .config import ColorMethod, RestoreOptions
+from .config import RestoreOptions
 from .decode import decode
 from .encode import encode
 from .errors import OptionError
+from .finish import Guides, finish
 from .geometry import Extent, Span
 from .host import Host, Meter
 from .model import GenDRUNet, GenDRVAE, required_vae
 from .planner import Planner, Task
-from .prepare import Prepared, prepare, restore_layout
+from .prepare import prepare
 from .spec import SPATIAL_FACTOR
 from .step import one_step
 from .tensors import check_image, crop
@@ -33,6 +33,7 @@ def restore(
     options: RestoreOptions | None = None,
     *,
     host: Host | None = None,
+    guides: Guides | None = None,
 ) -> Tensor:
     """Return the restored image at its final size.
 
@@ -44,31 +45,33 @@ def restore(
         vae: from ``load_vae``; needed where ``unet.spec.needs_vae``.
         options: size, colour and guidance; None takes the defaults of ``RestoreOptions``.
         host: progress, cancel and where networks live.
+        guides: a mask of what is restored, and whose colours are taken; None restores all in the input's colours.
 
     Returns:
         [B, H', W', C] in [0, 1], float32, CPU, exactly the size that the options ask for.
 
     Raises:
-        ImageError: the image is not one.
+        ImageError: the image is not one, or a guide does not fit it.
         OptionError: an option does not fit the image or the model.
         OutOfMemoryError: it fits in memory in no way, or not in the budget.
     """
-    options, host = options or RestoreOptions(), host or Host()
+    options, host, guides = options or RestoreOptions(), host or Host(), guides or Guides()
     run_twice("the check of the image", lambda: check_image(image))
+    run_twice("the check of the guides", lambda: guides.check(len(image)))
     check_pair(unet, vae)
     num_frames, height, width, channels = image.shape
-    task = Task(source=Extent(height=height, width=width), channels=channels, frames=num_frames)
+    task = Task(source=Extent(height=height, width=width), channels=channels, frames=num_frames, guides=guides.shapes())
     planner = Planner(unet, vae, task, options, host=host)
     plan = run_twice("planning", planner.plan)
     _log.info("%s", plan.describe())
-    job = _Job(unet, vae, options, planner, Meter(host, plan.flops))
+    job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides)
     with torch.inference_mode():
         if num_frames == 1:
-            return _restore_frame(image, job, None)
+            return _restore_frame(image, job, 0, None)
         size = (num_frames, planner.output.height, planner.output.width, channels)
         result = run_twice("the result", lambda: torch.empty(size))
         for index in range(num_frames):
-            _restore_frame(image[index : index + 1], job, result[index : index + 1])
+            _restore_frame(image[index : index + 1], job, index, result[index : index + 1])
     return result
 
 
@@ -81,10 +84,11 @@ class _Job:
     options: RestoreOptions
     planner: Planner
     meter: Meter
+    guides: Guides
 
 
-def _restore_frame(image: Tensor, job: _Job, out: Tensor | None) -> Tensor:
-    """Return ``image`` [1, H, W, C] restored, in ``out`` where it is given."""
+def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> Tensor:
+    """Return ``image`` [1, H, W, C], the frame of that index, restored, in ``out`` where it is given."""
     unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
     preview = meter.host.preview
     prepared = run_twice("prepare", lambda: prepare(image, planner.output))
@@ -106,7 +110,8 @@ def _restore_frame(image: Tensor, job: _Job, out: Tensor | None) -> Tensor:
         preview.show(x, Span(0, planner.padded.height), Span(0, planner.padded.width))
     meter.host.interrupt.check()
     pixels = crop(x, planner.padding, planner.output)
-    return run_twice("color", lambda: finish(pixels, prepared, job.options.color, out=out))
+    guides = job.guides.of_frame(index)
+    return run_twice("color", lambda: finish(pixels, prepared, job.options, guides, out=out))
 
 
 def preview_tiles(unet: GenDRUNet, host: Host) -> Callable[[Tensor, Span, Span], None] | None:
@@ -119,22 +124,6 @@ def preview_tiles(unet: GenDRUNet, host: Host) -> Callable[[Tensor, Span, Span],
         preview.show(decode(tile, unet.spec.back), rows.times(SPATIAL_FACTOR), columns.times(SPATIAL_FACTOR))
 
     return show
-
-
-def finish(pixels: Tensor, prepared: Prepared, method: ColorMethod, *, out: Tensor | None = None) -> Tensor:
-    """Return the image [B, H, W, C] of restored ``pixels``: matched colours, then the layout of the input.
-
-    Args:
-        pixels: [B, 3, H, W], the padding cropped; not written to.
-        prepared: what ``prepare`` returned.
-        method: how colours are matched.
-        out: [B, H, W, C], float32, CPU: written to and returned where given.
-    """
-    if out is None:
-        out = torch.empty(pixels.shape[0], *pixels.shape[2:], prepared.channels)
-    # Colours are matched right inside the image, which saves a frame; gray has no room for that.
-    inside = out[..., :3].permute(0, 3, 1, 2) if prepared.channels > 1 else None
-    return restore_layout(match_color(pixels, prepared.reference, method, out=inside), prepared, out=out)
 
 
 def check_pair(unet: GenDRUNet, vae: GenDRVAE | None) -> None:

@@ -5,7 +5,7 @@ ladder from the cheapest to the one that needs least memory; an out-of-memory er
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from .backoff import Ladder
 from .config import MemoryOptions, RestoreOptions
 from .errors import OptionError
+from .finish import GuideShapes
 from .geometry import PAD_MULTIPLE, Extent, Padding, output_extent, padding_to_multiple
 from .host import Host
 from .memory import default_budget
@@ -42,6 +43,8 @@ class Task:
     """Size of the input."""
     channels: int = 3
     frames: int = 1
+    guides: GuideShapes = field(default_factory=GuideShapes)
+    """What stands beside it."""
 
 
 class Planner:
@@ -100,7 +103,8 @@ class Planner:
             OutOfMemoryError: a stage fits in no way.
         """
         stages = {name: getattr(self, name).plan for name in NETWORK_STAGES}
-        stages["prepare"] = StagePlan(activation_bytes=_with_margin(self._prepare_bytes()))
+        prepared = self._prepare_bytes(self._task.source, self._task.channels)
+        stages["prepare"] = StagePlan(activation_bytes=_with_margin(prepared))
         stages["color"] = StagePlan(activation_bytes=_with_margin(self._color_bytes()))
         return Plan(
             input=self._task.source,
@@ -150,15 +154,23 @@ class Planner:
         """Return what one finished frame takes."""
         return _float_bytes(self._task.channels, self.output)
 
-    def _prepare_bytes(self) -> int:
+    def _prepare_bytes(self, source: Extent, channels: int) -> int:
         padded = _float_bytes(3, self.padded) if self.padded != self.output else 0
-        return prepare_bytes(self._task.source, self._task.channels, self.output) + padded
+        return prepare_bytes(source, channels, self.output) + padded
 
     def _color_bytes(self) -> int:
-        """Return the peak of matching colours and of laying out the finished frame."""
-        finished = self._layout_bytes() if self._task.frames == 1 else 0
-        scratch = color_bytes(self.output, self._task.channels, self._options.color)
-        return self._held_bytes("color") + _float_bytes(3, self.padded) + finished + scratch
+        """Return the peak of matching colours and of all else that ``finish`` does with a frame."""
+        task, options, given = self._task, self._options, self._task.guides.color_reference
+        finished = self._layout_bytes() if task.frames == 1 else 0
+        needed = finished + color_bytes(self.output, task.channels, options, task.guides.mask)
+        if given is not None and options.color != "none":
+            # Prepared before the result is there, and gone when colours are matched.
+            matched = color_bytes(self.output, task.channels, replace(options, detail=1.0))
+            # Where nothing is resized, the colours are a view that keeps their alpha.
+            kept = _float_bytes(max(3, task.guides.color_channels), self.output)
+            needed = max(needed, finished + kept + matched)
+            needed = max(needed, self._prepare_bytes(given, task.guides.color_channels))
+        return self._held_bytes("color") + _float_bytes(3, self.padded) + needed
 
     def _vae_ways(self, stage: str) -> Iterator[StagePlan]:
         cost_of = encode_cost if stage == "encode" else decode_cost

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .color import LOW_PASS_REACH
-from .config import ColorMethod
+from .config import ColorMethod, RestoreOptions
 from .cost import Cost, measure
 from .decode import decode
 from .encode import encode
+from .finish import feather, mask_rows, resize_mask
 from .geometry import Extent, Span
 from .host import Meter
 from .model import GenDRUNet, GenDRVAE
@@ -203,18 +204,46 @@ def alpha_bytes(channels: int, output: Extent) -> int:
     return torch.float32.itemsize * output.area if channels == 4 else 0
 
 
-def color_bytes(output: Extent, channels: int, method: ColorMethod) -> int:
-    """Return the scratch of matching colours and of laying out one frame, beside pixels, reference and result.
+def color_bytes(output: Extent, channels: int, options: RestoreOptions, mask: Extent | None = None) -> int:
+    """Return the scratch of ``finish`` on one frame, beside pixels, input, colour reference and result.
 
     A formula, because hundreds of bands would take longer to sketch than all the rest: so many bands of a plane, and
     for lab the sort of one channel. Measured with torch's allocator from 256x256 to 4000x3000.
+
+    Args:
+        output: size of the frame.
+        channels: of the image.
+        options: how colours are matched, how much detail is added, how wide the border of the mask is.
+        mask: its size; None where there is none.
     """
     plane = torch.float32.itemsize * output.area
-    halo = 2 * LOW_PASS_REACH * torch.float32.itemsize * output.width
+    touched = options.detail != 1.0 or mask is not None
     # Gray has no room for matched colours in its own image, and no colours to be laid out.
-    matched = 3 * plane if channels == 1 and method != "none" else 0
-    layout = int(LAYOUT_BANDS[channels == 1 or method == "none"] * min(3 * plane, BAND_BYTES))
+    matched = 3 * plane if channels == 1 and (options.color != "none" or touched) else 0
+    in_place = channels > 1 and (options.color != "none" or touched)
+    layout = int(LAYOUT_BANDS[not in_place] * min(3 * plane, BAND_BYTES))
+    detail = 0 if options.detail == 1.0 else _match_bytes(output, "wavelet")
+    masking = 0 if mask is None else mask_bytes(output, mask, options.feather_px)
+    return matched + max(layout, _match_bytes(output, options.color), detail, masking)
+
+
+def _match_bytes(output: Extent, method: ColorMethod) -> int:
+    """Return the scratch of ``match_color`` on one frame."""
+    plane = torch.float32.itemsize * output.area
+    halo = 2 * LOW_PASS_REACH * torch.float32.itemsize * output.width
     if plane <= BAND_BYTES + halo:
-        return matched + max(layout, int(COLOR_BANDS[method][0] * plane))
+        return int(COLOR_BANDS[method][0] * plane)
     matching = int(COLOR_BANDS[method][1] * (BAND_BYTES + halo))
-    return matched + max(layout, matching, LAB_BYTES_PER_PIXEL * output.area if method == "lab" else 0)
+    return max(matching, LAB_BYTES_PER_PIXEL * output.area if method == "lab" else 0)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def mask_bytes(output: Extent, mask: Extent, reach: int) -> int:
+    """Return the peak of resizing a mask, of smoothing it by ``reach`` pixels and of blending with it one frame."""
+    _, resizing = measure(lambda: resize_mask(meta_tensor(1, mask.height, mask.width), output), held=[])
+    rows = min(output.height, mask_rows(output, reach))
+    band = Extent(min(output.height, rows + 2 * reach), output.width)
+    _, smoothing = measure(lambda: feather(meta_tensor(1, 1, band.height, band.width), reach), held=[])
+    # The weights of the band before stay until there are new ones.
+    blending = smoothing.peak_bytes + torch.float32.itemsize * band.area
+    return max(resizing.peak_bytes, torch.float32.itemsize * output.area + blending)

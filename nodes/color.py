@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..gendr_core.color import match_color
 from ..gendr_core.config import ColorMethod
+from ..gendr_core.finish import check_count
 from ..gendr_core.geometry import Extent
 from ..gendr_core.prepare import prepare, restore_layout
 from .frames import each_frame
@@ -49,6 +50,7 @@ class MatchColor(io.ComfyNode):
     @classmethod
     def execute(cls, image: "Tensor", reference: "Tensor", color: ColorMethod) -> io.NodeOutput:
         """Match every image of the batch with its reference."""
+        check_count("reference", reference, image.shape[0])
         return io.NodeOutput(each_frame(partial(_match_frame, method=color), host_for(), image, reference))
 
 

@@ -6,9 +6,11 @@ Role: returned to the host by the pack's ``comfy_entrypoint``.
 from comfy_api.latest import ComfyExtension, io
 
 from .color import MatchColor
+from .interop import AsUpscaleModel
 from .latent import Decode, Encode, OneStep
-from .loaders import LoadUNet, LoadVAE16
+from .loaders import LoadBase, LoadUNet, LoadVAE16
 from .plan import Plan
+from .prompt import FixPrompt
 from .restore import Restore
 
 
@@ -17,4 +19,16 @@ class GenDRExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return every node."""
-        return [LoadUNet, LoadVAE16, Restore, Plan, Encode, OneStep, Decode, MatchColor]
+        return [
+            LoadUNet,
+            LoadVAE16,
+            LoadBase,
+            Restore,
+            Plan,
+            FixPrompt,
+            Encode,
+            OneStep,
+            Decode,
+            MatchColor,
+            AsUpscaleModel,
+        ]

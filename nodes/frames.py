@@ -83,7 +83,7 @@ def each_frame(stage: Callable[..., Tensor], host: Host, batch: Tensor, *others:
         stage: takes one image [1, ...] of each batch and returns one result [1, ...].
         host: told of every image done and asked before each one.
         batch: [B, ...], B at least 1.
-        others: further batches; a shorter one starts over.
+        others: further batches; of the same length, or of length 1 for all.
     """
     results: list[Tensor] = []
     for index in range(batch.shape[0]):

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import comfy.latent_formats
 import comfy.ldm.models.autoencoder
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -18,7 +20,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..gendr_core.checkpoint import SUFFIXES, inspect
+from ..gendr_core.checkpoint import SUFFIXES, UNetCheckpoint, inspect
 from ..gendr_core.errors import CheckpointError, OptionError
 from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter
@@ -80,9 +82,25 @@ def weight_files(folder: str) -> list[str]:
     return own + [name for name in bundled if name not in own]
 
 
+def weight_path(folder: str, name: str) -> Path:
+    """Return the file of that name: the host's if it has one, else the bundled one.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    path = folder_paths.get_full_path(folder, name)
+    if path is not None:
+        return Path(path)
+    if name not in bundled_weights():
+        raise CheckpointError(
+            f"expected a file {name!r} in models/{folder}, found none: choose another or put it there"
+        )
+    return bundled_weights()[name]
+
+
 def file_stamp(folder: str, name: str) -> str:
     """Return a text that changes when the file is replaced."""
-    status = _weight_path(folder, name).stat()
+    status = weight_path(folder, name).stat()
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
@@ -92,7 +110,7 @@ def load_hosted_unet(name: str) -> HostedUNet:
     Raises:
         CheckpointError: the file cannot be used.
     """
-    path = _weight_path("diffusion_models", name)
+    path = weight_path("diffusion_models", name)
     device = comfy.model_management.get_torch_device()
     dtypes = list(UNET_DTYPES)
     stored = comfy.model_management.unet_dtype(device, inspect(path).num_parameters, dtypes)
@@ -101,6 +119,26 @@ def load_hosted_unet(name: str) -> HostedUNet:
     layers = comfy.ops.disable_weight_init if computed == stored else comfy.ops.manual_cast
     unet = replace(load_unet(path, dtype=stored, operations=HostOperations(layers)), dtype=computed)
     return HostedUNet(unet=unet, patcher=_patcher(unet.network, device, comfy.model_management.unet_offload_device()))
+
+
+def host_diffusion_model(checkpoint: UNetCheckpoint, ldm_shape: dict[str, object]) -> "ModelPatcher":
+    """Return a UNet as a model of the host's own, for its samplers, with the file's prediction and latent scaling.
+
+    Args:
+        checkpoint: of the shape of SD2.1 but for its channels; its prompts are left out.
+        ldm_shape: that shape in the words of ``comfy.utils.unet_to_diffusers``.
+    """
+    spec, names = checkpoint.spec, comfy.utils.unet_to_diffusers(ldm_shape)
+    state = {names[name]: weight for name, weight in checkpoint.state.items()}
+    patcher = comfy.sd.load_diffusion_model_state_dict(state)
+    model, latents = patcher.model, comfy.latent_formats.LatentFormat()
+    latents.scale_factor, latents.latent_channels = spec.latent_scaling, spec.arch.in_channels
+    # The host takes any SD2 UNet of more than 4 channels for an inpainting model of 4-channel latents.
+    model.latent_format, model.concat_keys = latents, ()
+    kinds = comfy.model_base.ModelType
+    model.model_type = kinds.EPS if spec.prediction == "epsilon" else kinds.V_PREDICTION
+    model.model_sampling = comfy.model_base.model_sampling(model.model_config, model.model_type)
+    return patcher
 
 
 def load_hosted_vae(name: str) -> HostedVAE:
@@ -115,7 +153,7 @@ def load_hosted_vae(name: str) -> HostedVAE:
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, list(VAE_DTYPES))
     operations = HostOperations(comfy.ops.disable_weight_init)
-    ours = load_vae(_weight_path("vae", name), dtype=dtype, operations=operations)
+    ours = load_vae(weight_path("vae", name), dtype=dtype, operations=operations)
     vae = _empty_vae(device, dtype)
     vae.first_stage_model = ours.network
     vae.patcher = _patcher(ours.network, device, comfy.model_management.vae_offload_device())
@@ -229,18 +267,6 @@ class _Residency:
 
     def _patcher_of(self, network: torch.nn.Module) -> "ModelPatcher":
         return next(patcher for patcher in self._patchers if patcher.model is network)
-
-
-def _weight_path(folder: str, name: str) -> Path:
-    """Return the file of that name: the host's if it has one, else the bundled one."""
-    path = folder_paths.get_full_path(folder, name)
-    if path is not None:
-        return Path(path)
-    if name not in bundled_weights():
-        raise CheckpointError(
-            f"expected a file {name!r} in models/{folder}, found none: choose another or put it there"
-        )
-    return bundled_weights()[name]
 
 
 def _patcher(network: torch.nn.Module, device: torch.device, offload_device: torch.device) -> "ModelPatcher":

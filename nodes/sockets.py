@@ -142,7 +142,7 @@ def color_input(tooltip: str) -> io.Input:
 
 def guidance_input() -> io.Input:
     """Return the widget for the guidance weight, folded away where the host can do that."""
-    return _advanced(
+    return advanced(
         io.Float.Input(
             "guidance",
             default=0.0,
@@ -170,7 +170,7 @@ def memory_inputs() -> list[io.Input]:
             " whole: never tiles, so the look is the same all over, but a huge picture may not fit. tiles: always"
             " tiles, which takes the least memory; large even areas may differ a little from tile to tile.",
         ),
-        _advanced(
+        advanced(
             io.Combo.Input(
                 "attention",
                 options=list(ATTENTION_RANGES),
@@ -181,8 +181,8 @@ def memory_inputs() -> list[io.Input]:
             )
         ),
         budget_input(),
-        _advanced(_auto_input("tile", MAX_EDGE, TILE_STEP_PX, "Edge of a tile in output pixels.")),
-        _advanced(
+        advanced(_auto_input("tile", MAX_EDGE, TILE_STEP_PX, "Edge of a tile in output pixels.")),
+        advanced(
             _auto_input(
                 "overlap",
                 MAX_EDGE,
@@ -191,7 +191,7 @@ def memory_inputs() -> list[io.Input]:
                 " better and takes longer.",
             )
         ),
-        _advanced(
+        advanced(
             _auto_input("tile_batch", MAX_TILE_BATCH, 1, "Tiles that are restored together; more needs more memory.")
         ),
     ]
@@ -199,7 +199,7 @@ def memory_inputs() -> list[io.Input]:
 
 def budget_input() -> io.Input:
     """Return the widget for the most memory that may be taken, folded away and optional as ``memory_inputs``."""
-    return _advanced(
+    return advanced(
         io.Float.Input(
             "budget_gib",
             default=0.0,
@@ -220,7 +220,7 @@ def _auto_input(name: str, most: int, step: int, tooltip: str) -> io.Input:
     )
 
 
-def _advanced(widget: Widget) -> Widget:
+def advanced(widget: Widget) -> Widget:
     """Return ``widget``, folded away where the host can do that."""
     # Not a constructor argument on every host that is supported; those that do not know the key ignore it.
     widget.extra_dict["advanced"] = True

@@ -100,7 +100,9 @@ def run(options: argparse.Namespace) -> bool:
     Raises:
         GenDRError: something is wrong before the first photo, or not one of them could be evaluated.
     """
-    settings = RestoreOptions(scale=float(LIGHT.scale), color=options.color, guidance=options.guidance)
+    settings = RestoreOptions(
+        scale=float(LIGHT.scale), color=options.color, detail=options.detail, guidance=options.guidance
+    )
     rounds = _settle(options)
     models = load_models(options)
     trials: list[Trial] = []

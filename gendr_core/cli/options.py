@@ -15,6 +15,7 @@ import torch
 from ..config import (
     ATTENTION_RANGES,
     COLOR_METHODS,
+    MAX_DETAIL,
     MAX_SCALE,
     MEMORY_MODES,
     MIN_SCALE,
@@ -122,6 +123,13 @@ def add_restore_options(parser: argparse.ArgumentParser, *, sizes: bool = True) 
         "--color", choices=COLOR_METHODS, default="wavelet", help="how the input's colours are kept (default wavelet)"
     )
     group.add_argument(
+        "--detail",
+        type=float,
+        default=1.0,
+        metavar="D",
+        help=f"how much the fine detail that the model adds counts, 0 to {MAX_DETAIL:g} (default 1)",
+    )
+    group.add_argument(
         "--guidance", type=float, metavar="W", help="any weight but 1 runs the UNet twice (default: the model's)"
     )
 
@@ -160,6 +168,7 @@ def restore_options(options: argparse.Namespace) -> RestoreOptions:
         longest_edge=options.longest_edge,
         shortest_edge=options.shortest_edge,
         color=options.color,
+        detail=options.detail,
         guidance=options.guidance,
         memory=MemoryOptions(
             mode=options.memory,

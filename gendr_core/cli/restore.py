@@ -7,7 +7,7 @@ stop the ones after it.
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -15,12 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import RestoreOptions
+from ..config import MAX_FEATHER_PX, RestoreOptions
 from ..errors import OptionError
+from ..finish import Guides
 from ..host import Host, Meter
 from ..image_io import read_image, write_image
 from ..pipeline import restore
 from ..samples import BitDepth
+from ..tensors import luma
 from .failures import FAILURES, report_failure
 from .files import FORMATS, Job, Naming, check_alpha, check_format, check_targets, fitting_depth, plan_jobs
 from .options import (
@@ -60,6 +62,8 @@ class Handling:
     bit_depth: BitDepth | None
     """None keeps the input's."""
     quality: int
+    guides: Guides
+    """Pictures that the results depend on."""
     debug: bool
     """Whether failures show their traceback."""
 
@@ -106,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file for a single image, else a folder (made)",
     )
     add_restore_options(parser)
+    _add_guides(parser)
     add_memory_options(parser)
     add_model_options(parser)
     group = parser.add_argument_group("output files")
@@ -125,6 +130,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_options(parser)
 
 
+def _add_guides(parser: argparse.ArgumentParser) -> None:
+    """Add the files beside the images, and what is to be done with them."""
+    group = parser.add_argument_group("guides")
+    group.add_argument(
+        "--mask", type=Path, metavar="FILE", help="for a single image: what is white is restored, what is black is kept"
+    )
+    group.add_argument(
+        "--feather",
+        type=int,
+        default=RestoreOptions().feather_px,
+        metavar="PIXELS",
+        help=f"how far the border of the mask is smoothed, 0 to {MAX_FEATHER_PX} output pixels (default %(default)s)",
+    )
+    group.add_argument(
+        "--color-reference", type=Path, metavar="FILE", help="image whose colours are taken (default: the input)"
+    )
+
+
 def run(options: argparse.Namespace) -> bool:
     """Restore every file; return whether all went well.
 
@@ -132,7 +155,7 @@ def run(options: argparse.Namespace) -> bool:
         GenDRError: something is wrong before the first file: options, outputs in the way, or the model.
     """
     start = perf_counter()
-    settings = restore_options(options)
+    settings = replace(restore_options(options), feather_px=options.feather)
     jobs, handling = _settle(options)
     models = load_models(options)
     bar = _Bar(len(jobs), quiet=options.quiet)
@@ -153,7 +176,7 @@ def run(options: argparse.Namespace) -> bool:
 
 
 def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
-    """Return what will be done, after checking all that can be checked without reading an image."""
+    """Return what will be done, after checking all that can be checked without reading an image to restore."""
     if not 1 <= options.quality <= 100:
         raise OptionError(f"expected --quality from 1 to 100, got {options.quality}")
     jobs = plan_jobs(options.inputs, options.output, Naming(suffix=options.suffix, format=options.format))
@@ -161,7 +184,26 @@ def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
     for job in jobs:
         check_format(job.target, bit_depth)
     check_targets([job.target for job in jobs], overwrite=options.overwrite)
-    return jobs, Handling(bit_depth=bit_depth, quality=options.quality, debug=options.debug)
+    guides = _read_guides(options, len(jobs))
+    return jobs, Handling(bit_depth=bit_depth, quality=options.quality, guides=guides, debug=options.debug)
+
+
+def _read_guides(options: argparse.Namespace, num_jobs: int) -> Guides:
+    """Return what ``_add_guides`` names; of a mask in colours the luma counts, its alpha does not.
+
+    Raises:
+        OptionError: there is a mask, and more than one image.
+        ImageError: a file cannot be read.
+    """
+    mask = reference = None
+    if options.mask is not None:
+        if num_jobs != 1:
+            raise OptionError(f"expected a single image with --mask, got {num_jobs}: restore them one by one")
+        planes = read_image(options.mask).image.permute(0, 3, 1, 2)
+        mask = (planes if planes.shape[1] == 1 else luma(planes[:, :3]))[:, 0]
+    if options.color_reference is not None:
+        reference = read_image(options.color_reference).image
+    return Guides(mask=mask, color_reference=reference)
 
 
 def _attempt(job: Job, models: Models, settings: RestoreOptions, handling: Handling, bar: _Bar) -> FileResult:
@@ -179,7 +221,8 @@ def _restore_file(job: Job, models: Models, settings: RestoreOptions, handling: 
     check_alpha(job.target, file.image.shape[3])
     bit_depth = handling.bit_depth or fitting_depth(job.target, file.bit_depth)
     marks.append(perf_counter())
-    image = restore(file.image, models.unet, models.vae, settings, host=Host(progress=bar))
+    host = Host(progress=bar)
+    image = restore(file.image, models.unet, models.vae, settings, host=host, guides=handling.guides)
     marks.append(perf_counter())
     job.target.parent.mkdir(parents=True, exist_ok=True)
     write_image(job.target, image, bit_depth, icc=file.icc, quality=handling.quality)

@@ -12,17 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import tiny_unet, tiny_vae
 
-from gendr_core.config import MemoryOptions, RestoreOptions
+from gendr_core.config import ColorMethod, MemoryOptions, RestoreOptions
 from gendr_core.cost import measure
 from gendr_core.decode import decode
 from gendr_core.encode import encode
 from gendr_core.errors import OptionError, OutOfMemoryError
+from gendr_core.finish import Guides, finish
 from gendr_core.geometry import Extent
 from gendr_core.host import Host, Meter
 from gendr_core.model import GenDRUNet, GenDRVAE
 from gendr_core.pipeline import restore
 from gendr_core.plan import Bands, Plan, StagePlan
 from gendr_core.planner import Planner, Task
+from gendr_core.prepare import prepare
 from gendr_core.sketch import decode_cost, encode_cost, meta_tensor, unet_sketch, vae_sketch
 from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
 from gendr_core.step import one_step
@@ -69,6 +71,43 @@ def test_estimate_covers_what_is_allocated_closely(
     plan = Planner(unet, vae, Task(source=Extent(height, width), channels=channels), options).plan()
     estimate = plan.peak_bytes - max(plan.weight_bytes.values())
     measured = allocated_peak(lambda: restore(image, unet, vae, options))
+    assert measured <= estimate <= 1.25 * measured
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "color", "detail", "mask", "reference"),
+    [
+        (512, 512, 3, "wavelet", 1.0, None, None),
+        (512, 512, 3, "none", 0.5, None, None),
+        (512, 512, 1, "none", 1.0, (64, 64), None),
+        (512, 512, 4, "ycbcr", 1.5, (512, 512), None),
+        (512, 512, 3, "wavelet", 1.0, None, (1000, 700)),
+        (1024, 3072, 3, "none", 0.0, (1024, 3072), None),
+        (3072, 1024, 1, "adain", 1.0, (300, 1500), (512, 512)),
+        (3072, 1024, 4, "ycbcr", 0.5, (3000, 1500), (2000, 2000)),
+    ],
+)
+def test_estimate_covers_how_a_frame_is_finished(
+    height: int,
+    width: int,
+    channels: int,
+    color: ColorMethod,
+    detail: float,
+    mask: tuple[int, int] | None,
+    reference: tuple[int, int] | None,
+) -> None:
+    unet, _ = models("pixel")
+    options, extent = RestoreOptions(scale=1.0, color=color, detail=detail, feather_px=20), Extent(height, width)
+    guides = Guides(
+        mask=None if mask is None else torch.rand(1, *mask),
+        color_reference=None if reference is None else torch.rand(1, *reference, 3),
+    )
+    task = Task(source=extent, channels=channels, guides=guides.shapes())
+    estimate = Planner(unet, None, task, options).plan().stages["color"].activation_bytes
+    prepared = prepare(torch.rand(1, height, width, channels), extent)
+    pixels = torch.rand(1, 3, height, width)
+    held = pixels.nbytes + prepared.reference.nbytes + (0 if prepared.alpha is None else prepared.alpha.nbytes)
+    measured = held + allocated_peak(lambda: finish(pixels, prepared, options, guides))
     assert measured <= estimate <= 1.25 * measured
 
 

@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from weights import LATENT, PIXEL, TINY_VAE, WRONG_UNETS
 
 from gendr_core.config import MemoryOptions, RestoreOptions
+from gendr_core.finish import Guides
 from gendr_core.image_io import read_image
 from gendr_core.model import load_unet, load_vae
 from gendr_core.pipeline import restore
@@ -44,7 +46,7 @@ def restoring(image: str, unet: str, name: str, **changes: Any) -> Graph:
 
 def test_every_node_is_listed_with_its_help_page(server: Server) -> None:
     ours = {name: info for name, info in server.get("/object_info").items() if name.startswith("GenDR_")}
-    assert len(ours) == 8
+    assert len(ours) == 11
     assert all(info["python_module"] == "custom_nodes.ComfyUI-GenDR" for info in ours.values())
     assert PIXEL in ours["GenDR_LoadUNet"]["input"]["required"]["unet"][1]["options"]
 
@@ -91,6 +93,35 @@ def test_the_parts_and_cores_vae_nodes_join(server: Server) -> None:
     np.testing.assert_array_equal(server.floats("parts"), server.floats("whole"))
     assert server.floats("matched").shape == (1, 48, 32, 3)
     assert server.floats("core").shape == (1, 24, 16, 3)
+
+
+def test_a_mask_detail_and_colours_of_another_image_are_those_of_python(server: Server) -> None:
+    path, colors = picture(server, 40, 24), picture(server, 17, 19)
+    painted = np.zeros((24, 40), dtype=np.uint8)
+    painted[:, :20] = 255
+    Image.fromarray(painted).save(server.base / "input" / "painted.png")
+    graph = restoring(path.name, PIXEL, "masked", detail=0.5, feather=4)
+    graph["colors"] = node("LoadImage", image=colors.name)
+    graph["mask"] = node("LoadImageMask", image="painted.png", channel="red")
+    graph["restore"]["inputs"] |= {"mask": ["mask", 0], "color_reference": ["colors", 0]}
+    server.run(graph)
+    guides = Guides(mask=read_image(server.base / "input" / "painted.png").image[..., 0])
+    guides = replace(guides, color_reference=read_image(colors).image)
+    options = RestoreOptions(scale=2.0, detail=0.5, feather_px=4)
+    model = load_unet(server.base / "models" / "diffusion_models" / PIXEL)
+    expected = restore(read_image(path).image, model, options=options, guides=guides).numpy()
+    np.testing.assert_array_equal(server.floats("masked"), expected)
+
+
+def test_a_mask_for_another_number_of_images_is_a_readable_node_error(server: Server) -> None:
+    graph = restoring(picture(server, 8, 8).name, PIXEL, "never")
+    graph["mask"] = node("SolidMask", value=1.0, width=8, height=8)
+    graph["masks"] = node("MaskToImage", mask=["mask", 0])
+    graph["batch"] = node("RepeatImageBatch", image=["masks", 0], amount=3)
+    graph["three"] = node("ImageToMask", image=["batch", 0], channel="red")
+    graph["restore"]["inputs"]["mask"] = ["three", 0]
+    with pytest.raises(RuntimeError, match=r"GenDR_Restore: .*expected 1 mask, or one for each of 1 images, got 3"):
+        server.run(graph)
 
 
 @pytest.mark.parametrize(("name", "words"), WRONG_UNETS.items())

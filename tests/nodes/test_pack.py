@@ -27,12 +27,15 @@ def test_nodes_come_in_menu_order(pack: Pack) -> None:
     assert list(pack.nodes) == [
         "GenDR_LoadUNet",
         "GenDR_LoadVAE16",
+        "GenDR_LoadBase",
         "GenDR_Restore",
         "GenDR_Plan",
+        "GenDR_FixPrompt",
         "GenDR_Encode",
         "GenDR_OneStep",
         "GenDR_Decode",
         "GenDR_MatchColor",
+        "GenDR_UpscaleModel",
     ]
 
 

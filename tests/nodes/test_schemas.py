@@ -49,7 +49,7 @@ def test_execute_takes_exactly_the_inputs(pack: Pack) -> None:
 def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: Pack) -> None:
     memory = ["memory", "attention", "budget_gib", "tile", "overlap", "tile_batch"]
     for name, later in (
-        ("Restore", memory),
+        ("Restore", [*memory, "detail", "feather"]),
         ("Plan", memory),
         ("OneStep", memory),
         ("Encode", ["budget_gib"]),
@@ -59,7 +59,7 @@ def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: 
         assert [widget.id for widget in widgets] == later
         assert all(widget.optional for widget in widgets)
         advanced = [widget.id for widget in widgets if widget.extra_dict == {"advanced": True}]
-        assert advanced == [widget for widget in later if widget != "memory"]
+        assert advanced == [widget for widget in later if widget not in ("memory", "detail")]
 
 
 def test_loaders_list_the_hosts_files_and_the_bundled_ones_once(pack: Pack) -> None:

@@ -1,4 +1,7 @@
-"""A node pack for tests, copied into the server's custom_nodes: shows floats as they are and counts living networks."""
+"""A node pack for tests, copied into the server's custom_nodes.
+
+Shows floats as they are, makes prompts without a text encoder and counts living networks.
+"""
 
 import gc
 from pathlib import Path
@@ -31,6 +34,23 @@ class ProbeSave:
         return {"ui": {"saved": [name]}}
 
 
+class ProbePrompt:
+    """Gives a random CONDITIONING, as if a text encoder of that width had made it."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "encode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        """Return the inputs."""
+        return {"required": {"width": ("INT", {"max": 8192}), "seed": ("INT",)}}
+
+    def encode(self, width: int, seed: int) -> tuple[list[Any]]:
+        """Return 77 tokens."""
+        prompt = torch.randn(1, 77, width, generator=torch.Generator().manual_seed(seed))
+        return ([[prompt, {"pooled_output": None}]],)
+
+
 @PromptServer.instance.routes.get("/probe")
 async def probe(_request: web.Request) -> web.Response:
     """Return the loaded models and the living networks of the pack; the planner's, without memory, do not count."""
@@ -55,4 +75,4 @@ async def progress(_request: web.Request) -> web.Response:
     return web.json_response({name: state["value"] / state["max"] for name, state in nodes.items()})
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave}
+NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbePrompt": ProbePrompt}

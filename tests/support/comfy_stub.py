@@ -171,8 +171,12 @@ def install(models: Path) -> Record:
         ComfyNode=type("ComfyNode", (), {}),
         Custom=lambda io_type: SimpleNamespace(io_type=io_type, Input=Input, Output=Output),
         Image=SimpleNamespace(Input=Input, Output=Output),
+        Mask=SimpleNamespace(Input=Input, Output=Output),
         Latent=SimpleNamespace(Input=Input, Output=Output),
         Vae=SimpleNamespace(Input=Input, Output=Output),
+        Model=SimpleNamespace(Input=Input, Output=Output),
+        Conditioning=SimpleNamespace(Input=Input, Output=Output),
+        UpscaleModel=SimpleNamespace(Input=Input, Output=Output),
         Int=SimpleNamespace(Input=_ByPosition(Number)),
         Float=SimpleNamespace(Input=_ByPosition(Number)),
         Combo=SimpleNamespace(Input=_ByPosition(Combo)),
@@ -190,9 +194,11 @@ def install(models: Path) -> Record:
     }
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
+        "comfy.latent_formats": {},
         "comfy.ldm": {},
         "comfy.ldm.models": {},
         "comfy.ldm.models.autoencoder": {},
+        "comfy.model_base": {},
         "comfy.model_management": management,
         "comfy.model_patcher": {"ModelPatcher": Patcher},
         "comfy.ops": {

@@ -10,6 +10,8 @@ from PIL import Image
 
 from gendr_core import cli, model
 from gendr_core.cli.files import Naming
+from gendr_core.config import RestoreOptions
+from gendr_core.finish import Guides
 from gendr_core.image_io import read_image, write_image
 from gendr_core.model import DEFAULT_UNET, load_unet
 from gendr_core.pipeline import restore
@@ -241,3 +243,32 @@ def test_naming_without_effect_warns(run: Run, photos: Path, tmp_path: Path, cap
 )
 def test_names_in_a_folder(source: str, naming: Naming, expected: str) -> None:
     assert naming.target(Path(source)) == Path(expected)
+
+
+def test_guides_and_detail_are_those_of_python(run: Run, photos: Path, tmp_path: Path, weights: Path) -> None:
+    mask, colors = torch.zeros(1, 6, 9, 1), picture(height=4, width=5).flip(3)
+    mask[:, :, 4:] = 1.0
+    write_image(tmp_path / "mask.png", mask.expand(-1, -1, -1, 3))
+    write_image(tmp_path / "colors.png", colors)
+    arguments = ["--mask", tmp_path / "mask.png", "--color-reference", tmp_path / "colors.png"]
+    arguments += ["--detail", "0.5", "--feather", "2", "--bit-depth", "32"]
+    target = tmp_path / "masked.tiff"
+    code, _, err = run("restore", photos / "a.png", "-o", target, *arguments)
+    assert (code, err) == (0, "")
+    guides = Guides(mask=mask[..., 0], color_reference=read_image(tmp_path / "colors.png").image)
+    options = RestoreOptions(detail=0.5, feather_px=2)
+    unet = load_unet(weights / DEFAULT_UNET)
+    expected = restore(read_image(photos / "a.png").image, unet, options=options, guides=guides)
+    assert torch.equal(read_image(target).image, expected)
+
+
+def test_one_colour_reference_serves_a_folder_and_a_mask_does_not(run: Run, photos: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "guide.png", picture())
+    out = tmp_path / "out"
+    assert run("restore", photos, "-o", out, "--color-reference", tmp_path / "guide.png", "--quiet") == (0, "", "")
+    code, _, err = run("restore", photos, "-o", tmp_path / "never", "--mask", tmp_path / "guide.png")
+    assert code == 1
+    assert "expected a single image with --mask, got 2" in err
+    code, _, err = run("restore", photos / "a.png", "-o", tmp_path / "never.png", "--detail", "2")
+    assert code == 1
+    assert "expected detail from 0 to 1.5, got 2.0" in err
