@@ -1,4 +1,4 @@
-"""The whole chain at gendr-mini's size in a given time: vae16 -> base -> cida -> adc -> pix, and the pixel-space model.
+"""The chain at gendr-mini's size in a given time: vae16 -> base -> cida -> adc -> pix, and the pixel-space model.
 
 One command, on a GPU or a CPU; each stage is ``gendr-train`` with a config of ``configs/``. A short probe tells how fast
 a stage runs, and its length is what fits into its share of the time, so that the learning rate comes to its end.

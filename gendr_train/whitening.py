@@ -1,7 +1,7 @@
 """A start for a network's first layer that shows it all of its input, not only the part with the most variance.
 
-Role: called by ``stages`` at the start of a new run, before anything is learned. In a pixel-unshuffled photo nearly all variance
-is the mean colour of the cell, in a photo it is lightness; detail and rare hues are far smaller, and behind a
+Role: called by ``stages`` at the start of a new run, before anything is learned. In a pixel-unshuffled photo nearly all
+variance is the mean colour of the cell, in a photo it is lightness; detail and rare hues are far smaller, and behind a
 normalisation all but invisible. Trained for the same time, a whitened UNet gained eight times as much over bicubic as a
 random one (docs/log.md).
 """
