@@ -1,7 +1,7 @@
 """The chain at gendr-mini's size in a given time: vae16 -> base -> cida -> adc -> pix, and the pixel-space model.
 
-One command, on a GPU or a CPU; each stage is ``gendr-train`` with a config of ``configs/``. A short probe tells how fast
-a stage runs, and its length is what fits into its share of the time, so that the learning rate comes to its end.
+One command, on a GPU or a CPU; each stage is ``gendr-train`` with a config of ``configs/``. A short probe tells how
+fast a stage runs, and its length is what fits into its share of the time: the learning rate comes to its end.
 
     python benchmarks/mini_chain.py --minutes 25 --data PHOTOS --validation OTHER --batch 64 --workers 14
 """

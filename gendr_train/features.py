@@ -7,6 +7,7 @@ The packages that provide such networks are optional and imported here, when one
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -199,9 +200,9 @@ def _transformer(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    import timm
-
-    return cast("Any", timm).create_model(name, pretrained=True, features_only=True)
+    # By name: it needs torchvision, so it is no dependency, and a type checker need not know it.
+    timm: Any = import_module("timm")
+    return timm.create_model(name, pretrained=True, features_only=True)
 
 
 def _counted(layers: Sequence[int], count: int) -> list[int]:

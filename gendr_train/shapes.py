@@ -6,6 +6,7 @@ is the value that describes a network, so what was measured once is remembered.
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -225,7 +226,6 @@ def _transformer_features(config: FeatureConfig) -> FeatureNetwork:
 
 
 def _timm_features(config: FeatureConfig) -> FeatureNetwork:
-    import timm
-
-    network: nn.Module = cast("Any", timm).create_model(config.name, pretrained=False, features_only=True)
+    timm: Any = import_module("timm")
+    network: nn.Module = timm.create_model(config.name, pretrained=False, features_only=True)
     return TimmFeatures(network, config.layers)

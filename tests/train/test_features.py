@@ -109,8 +109,7 @@ def test_levels_of_a_vae_are_those_of_its_encoder() -> None:
     reason="timm and torchvision are not installed",
 )
 def test_stages_of_a_network_of_timm_become_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    import timm
-
+    timm = importlib.import_module("timm")
     create = timm.create_model
     # Without a download: random weights of the same network.
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False}))
