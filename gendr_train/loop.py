@@ -11,7 +11,8 @@ as an unbroken one, and several processes the losses of one at the same batch in
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,7 @@ from .record import Recorder, Tally
 from .rng import Draws
 from .schema import OptimiserConfig, TrainConfig
 from .stages.build import build_stage
-from .stages.stage import About, Losses, Stage
+from .stages.stage import Losses, Stage
 from .validate import validate, validation_set
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,13 @@ def train(config: TrainConfig, *, resume: bool, should_stop: Callable[[int], boo
     Raises:
         TrainingError: a loss or gradient is not finite (the batch is saved), or the saved state does not fit.
     """
+    if not resume and checkpoint.has_state(config):
+        raise TrainingError(
+            f"expected a run folder without saved state, got {checkpoint.run_folder(config)}:"
+            " give --resume, or another run.name"
+        )
     session = _open(config, fresh=not resume)
-    images = _start(session, resume=resume)
+    images = checkpoint.load_state(session.accelerator, config) if resume else 0
     tally = Tally()
     step = session.images_per_batch
     with session.recorder:
@@ -122,8 +128,9 @@ def export(config: TrainConfig, path: Path) -> None:
         TrainingError: there is no saved state, it belongs to another run, or latents cannot be measured.
     """
     session = _open(config, fresh=False)
-    images = _start(session, resume=True)
-    about = About.of(config.export, f"config {config_hash(config)}, {images} images")
+    images = checkpoint.load_state(session.accelerator, config)
+    source = f"{config.export.source} (config {config_hash(config)}, {images} images)".strip()
+    about = replace(config.export, source=source)
     with session.ema.in_place():
         for batch in list(session.validation.values())[:1]:
             session.stage.measure(_moved(batch, session.accelerator.device))
@@ -142,9 +149,7 @@ def _open(config: TrainConfig, *, fresh: bool) -> Session:
     )
     stage = build_stage(config).to(accelerator.device)
     if fresh:
-        crops = TrainingCrops(config.data, config.degradation, seed=config.run.seed, start=0, stop=BEGIN_IMAGES)
-        batch = collate([crops[index] for index in range(BEGIN_IMAGES)])
-        stage.begin(_arrived(config, batch, accelerator.device))
+        stage.begin(partial(_first_images, config, accelerator.device))
     options = config.optimiser
     groups = [
         {"params": role.parameters, "lr": options.lr * role.rate, "rate": role.rate} for role in stage.roles().values()
@@ -165,17 +170,9 @@ def _open(config: TrainConfig, *, fresh: bool) -> Session:
     )
 
 
-def _start(session: Session, *, resume: bool) -> int:
-    """Bring back saved state, or claim an unused folder; return the images seen so far."""
-    config = session.config
-    if resume:
-        return checkpoint.load_state(session.accelerator, config)
-    if checkpoint.has_state(config):
-        raise TrainingError(
-            f"expected a run folder without saved state, got {checkpoint.run_folder(config)}:"
-            " give --resume, or another run.name"
-        )
-    return 0
+def _first_images(config: TrainConfig, device: torch.device) -> Batch:
+    crops = TrainingCrops(config.data, config.degradation, seed=config.run.seed, start=0, stop=BEGIN_IMAGES)
+    return _arrived(config, collate([crops[index] for index in range(BEGIN_IMAGES)]), device)
 
 
 def _batches(session: Session, images: int) -> Iterable[Batch]:

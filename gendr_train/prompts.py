@@ -96,6 +96,18 @@ class TextEncoder:
             return self._network.to(device)(tokens.input_ids.to(device)).last_hidden_state
 
 
+def fresh_prompt(dim: int, tokens: int = 1) -> Tensor:
+    """Return standard normals, [tokens, dim], from torch's global generator.
+
+    Zeros would be of no use: the key and value layers have no bias, so their output and gradient would stay zero.
+
+    Args:
+        dim: cross_attention_dim of the network.
+        tokens: length of the prompt.
+    """
+    return torch.randn(tokens, dim)
+
+
 class Prompts(nn.Module):
     """The positive and the negative prompt, saved with the stage, and captions where there is a text encoder."""
 
@@ -121,9 +133,8 @@ class Prompts(nn.Module):
         if self._encoder is not None:
             positive, negative = self._encoder.encode((config.positive, config.negative), torch.device("cpu")).unbind()
         else:
-            # Not zeros: key and value layers have no bias, so their output and gradient would stay zero.
-            positive, negative = stored or (torch.randn(1, dim), None)
-            negative = torch.randn_like(positive.float()) if negative is None else negative
+            positive, negative = stored or (fresh_prompt(dim), None)
+            negative = fresh_prompt(dim, len(positive)) if negative is None else negative
         self.register_buffer("positive", positive.float().clone())
         self.register_buffer("negative", negative.float().clone())
 

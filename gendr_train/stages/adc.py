@@ -6,6 +6,7 @@ teacher's latents are what counts as real; that the head sits on the middle of t
 pixels cannot be added to a latent: the network itself learns what the teacher took from its input.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from ..fitting import fit_convolution
 from ..frames import TrainingFrame
 from ..losses import reconstruction
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..settings import AdcSettings
 from .images import ImageTargets, build_loss_features
 from .networks import FrozenVAE, to_cells
-from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
+from .stage import Losses, Pair, Role, Stage, roles_of, to_pair
 from .teachers import FeatureAdversary, FrozenUNet, LastFeatures
 
 
@@ -66,13 +68,13 @@ class AdcStage(Stage):
         return roles_of(self.unet, self.adversary)
 
     @torch.no_grad()
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first_images: Callable[[], Batch]) -> None:
         """Fit the first layer to what the teacher's makes of the latents, then the last to the teacher's result.
 
         The first stands for the encoder as far as 3x3 cells of pixels tell of a latent linearly; the last takes over
         the skip, which the student lacks.
         """
-        images = [image[None] for image in to_pair(batch).upsampled]
+        images = [image[None] for image in to_pair(first_images()).upsampled]
         fit_convolution(self.unet.conv_in, ((to_cells(image), self._first_features(image)) for image in images))
         fit_convolution(self.unet.conv_out, ((self._last_features(image), self._target(image)) for image in images))
 
@@ -97,7 +99,7 @@ class AdcStage(Stage):
         """Return the restored images."""
         return self._vae.decode(self._latent(pair.upsampled)).float().clamp(-1.0, 1.0)
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the UNet file: unshuffled pixels in front, the VAE behind.
 
         Raises:

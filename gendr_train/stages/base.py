@@ -27,11 +27,12 @@ from ..frames import TrainingFrame, first_level
 from ..losses.score_identity import denoising
 from ..prompts import Prompts
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..sections import OneStep
 from ..settings import BaseSettings
 from .align import Alignment
 from .networks import FrozenVAE, half, placed, unet_spec
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .stage import Losses, Pair, Role, Stage, to_pair
 
 FIRST_LEVEL = "first level"
 VALIDATION_SEED = 0
@@ -111,7 +112,7 @@ class BaseStage(Stage):
             self._vae.decode(to_clean(noised, predicted, timestep, self._settings.prediction)).float().clamp(-1.0, 1.0)
         )
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the UNet file with both prompts; run in one step it takes the damaged latent for a noisy one.
 
         Raises:

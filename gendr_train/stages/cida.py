@@ -41,10 +41,11 @@ from ..losses import adversarial, reconstruction
 from ..losses.consistency import cid
 from ..losses.score_identity import denoising, sid, vsd
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..settings import CidaSettings
 from .align import Alignment
 from .networks import FrozenVAE, half, placed, unet_spec
-from .stage import About, Losses, Pair, Role, Stage, to_pair
+from .stage import Losses, Pair, Role, Stage, to_pair
 
 PROMPT_DROPOUT = 0.1
 """How often the real score learns under the negative prompt [?]; 0.1 or 0.2 in arXiv:2207.12598, section 4."""
@@ -136,7 +137,7 @@ class CidaStage(Stage):
             result = unguided + guidance * (result - unguided)
         return self._vae.decode(result).float().clamp(-1.0, 1.0)
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the UNet file: the base with the generator's adapter in its weights.
 
         Raises:

@@ -15,8 +15,8 @@ from gendr_core.nets import VAE, UNet
 from gendr_core.spec import SPATIAL_FACTOR, ModelSpec, Prediction, UNetArch
 
 from ..errors import TrainingError
+from ..schema import ExportConfig
 from ..sections import OneStep
-from .stage import About
 
 EXPORT_DTYPE = torch.float16
 
@@ -118,21 +118,10 @@ def expect_shapes(network: nn.Module, state: Mapping[str, Tensor], path: str) ->
         raise TrainingError(f"expected weights of the config's network to start from, got another shape in {path}")
 
 
-def fresh_prompt(dim: int) -> Tensor:
-    """Return one token of standard normals, [1, dim], from torch's global generator.
-
-    Zeros would be of no use: the key and value layers have no bias, so their output and gradient would stay zero.
-
-    Args:
-        dim: cross_attention_dim of the network.
-    """
-    return torch.randn(1, dim)
-
-
 def unet_spec(
     arch: UNetArch,
     one_step: OneStep,
-    about: About,
+    about: ExportConfig,
     *,
     in_pixels: tuple[bool, bool],
     latent_scaling: float,

@@ -6,6 +6,7 @@ begins; that padding reflects; that the teacher's image, padded alike, is what c
 middle of the UNet; no skip.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,10 +21,11 @@ from ..fitting import fit_convolution
 from ..frames import TrainingFrame
 from ..losses.fourier import masked_spectrum
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..settings import PixSettings
 from .images import ImageTargets, build_loss_features
 from .networks import FrozenVAE, to_cells, to_pixels
-from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
+from .stage import Losses, Pair, Role, Stage, roles_of, to_pair
 from .teachers import FeatureAdversary, FrozenUNet, LastFeatures
 
 
@@ -80,9 +82,9 @@ class PixStage(Stage):
         return roles_of(self.unet, self.adversary)
 
     @torch.no_grad()
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first_images: Callable[[], Batch]) -> None:
         """Fit the last layer to the teacher's pixels: a linear decoder of what 3x3 cells hold."""
-        images = (image[None] for image in to_pair(batch).upsampled)
+        images = (image[None] for image in to_pair(first_images()).upsampled)
         examples = ((self._last_features(image), to_cells(self._target(image))) for image in images)
         fit_convolution(self.unet.conv_out, examples)
 
@@ -108,7 +110,7 @@ class PixStage(Stage):
         """Return the restored images."""
         return self._pixels(pair.upsampled).float().clamp(-1.0, 1.0)
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the UNet file: pixels at both ends, guidance 1.
 
         Raises:

@@ -3,6 +3,7 @@
 Role: how small models of our own come to be; the stages of the paper (``base``, ``cida``, ``pix``) go another way.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ from gendr_core.nets import UNet
 from ..data.dataset import Batch
 from ..frames import TrainingFrame
 from ..losses import reconstruction
+from ..prompts import fresh_prompt
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..settings import RestorationSettings
 from ..whitening import whiten_input
 from .images import ImageAdversary, ImageTargets, build_loss_features
-from .networks import FrozenVAE, fresh_prompt, half, load_unet_weights, placed, to_cells, to_pixels, unet_spec
-from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
+from .networks import FrozenVAE, half, load_unet_weights, placed, to_cells, to_pixels, unet_spec
+from .stage import Losses, Pair, Role, Stage, roles_of, to_pair
 
 
 class RestorationStage(Stage):
@@ -39,7 +42,7 @@ class RestorationStage(Stage):
         """
         super().__init__()
         self._settings = settings
-        self._run = TrainingFrame(checkpointing=checkpointing)
+        self._checkpointing = checkpointing
         self._vae = None if settings.vae is None else FrozenVAE.load(settings.vae)
         self.unet = placed(UNet(settings.network))
         prompt = fresh_prompt(settings.network.cross_attention_dim)
@@ -63,10 +66,10 @@ class RestorationStage(Stage):
         """Return the UNet, and the discriminator where there is one."""
         return roles_of(self.unet, self.adversary)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first_images: Callable[[], Batch]) -> None:
         """Whiten the first layer, unless the weights come from a file."""
         if self._settings.init is None:
-            whiten_input(self.unet.conv_in, self._input(to_pair(batch)))
+            whiten_input(self.unet.conv_in, self._input(to_pair(first_images())))
 
     def forward(self, batch: Batch, draws: Draws, images: int) -> Losses:
         """Return the losses of the restored images, and of their latents."""
@@ -88,7 +91,7 @@ class RestorationStage(Stage):
         """Return the restored images."""
         return self._pixels(self._one_step(self._input(pair))).float().clamp(-1.0, 1.0)
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the UNet file.
 
         Raises:
@@ -112,7 +115,8 @@ class RestorationStage(Stage):
         """z_SR = c_skip z_LQ + c_out UNet(z_LQ)   (docs/algorithm.md, A2)."""
         step = self._settings.one_step
         context = self.prompt.expand(latent.shape[0], -1, -1)
-        return step.c_skip * latent + step.c_out * self.unet(latent, step.timestep, context, run=self._run)
+        run = TrainingFrame(checkpointing=self._checkpointing)
+        return step.c_skip * latent + step.c_out * self.unet(latent, step.timestep, context, run=run)
 
     def _pixels(self, result: Tensor) -> Tensor:
         return to_pixels(result) if self._vae is None else self._vae.decode(result)

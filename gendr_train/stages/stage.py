@@ -7,6 +7,7 @@ stage is one module with one optimiser, which is what the engines for several de
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,28 +40,6 @@ class Pair(NamedTuple):
     """[B, 3, H, W] float32 in [-1, 1], the target."""
     upsampled: Tensor
     """[B, 3, H, W] float32 in [-1, 1], the damaged image resized to the size of the original."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class About:
-    """What an exported file says about itself."""
-
-    title: str
-    license: str
-    source: str
-    """With the hash of the config and the images seen."""
-    trained_on: str
-
-    @classmethod
-    def of(cls, export: ExportConfig, run: str) -> "About":
-        """Return the config's words with the run in the source.
-
-        Args:
-            export: of the config.
-            run: such as "config 0123456789ab, 1000 images".
-        """
-        source = f"{export.source} ({run})".strip()
-        return cls(title=export.title, license=export.license, source=source, trained_on=export.trained_on)
 
 
 class Adversary(nn.Module):
@@ -127,21 +106,21 @@ class Stage(nn.Module, ABC):
         """Return what the averaged role makes of the images, [B, 3, H, W] in [-1, 1]: no gradient, no chance."""
 
     @abstractmethod
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the averaged role as a float16 file for gendr_core.
 
         Args:
             path: the file to write.
-            about: what it says about itself.
+            about: what it says about itself, the source with the config's hash and the images seen.
         """
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first_images: Callable[[], Batch]) -> None:
         """Take from the data what a fresh run starts with; nothing unless a stage says so.
 
         Args:
-            batch: some images of the run.
+            first_images: makes a batch of the run's first images, on the stage's device; called if it is wanted.
         """
-        del batch
+        del first_images
 
     def measure(self, batch: Batch) -> None:
         """Measure what the exported file must know, with the averaged weights in place; nothing as a rule.

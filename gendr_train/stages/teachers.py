@@ -21,10 +21,11 @@ from ..adversary import FeatureHead, frozen
 from ..errors import TrainingError
 from ..frames import TrainingFrame, middle
 from ..losses import adversarial
+from ..schema import ExportConfig
 from ..sections import OneStep
 from ..settings import AdcSettings, PixSettings
 from .networks import FrozenVAE, half, placed, unet_spec
-from .stage import About, Adversary, Losses
+from .stage import Adversary, Losses
 
 
 class FrozenUNet:
@@ -116,7 +117,7 @@ class FrozenUNet:
             nn.init.zeros_(parameter)
         return placed(unet)
 
-    def write_student(self, path: Path, student: UNet, about: About, *, latent_scaling: float | None) -> None:
+    def write_student(self, path: Path, student: UNet, about: ExportConfig, *, latent_scaling: float | None) -> None:
         """Write a network that learned from this one: the same step and prompts, no skip, unshuffled pixels in front.
 
         Args:

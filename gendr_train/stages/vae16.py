@@ -4,6 +4,7 @@ Role: the first stage; its file is the frozen VAE of all others. Reconstruction,
 discriminator, as latent diffusion's autoencoder (arXiv:2112.10752, section 3.1).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,11 +19,12 @@ from ..errors import TrainingError
 from ..frames import TrainingFrame
 from ..losses import divergence
 from ..rng import Draws
+from ..schema import ExportConfig
 from ..settings import Vae16Settings
 from ..whitening import whiten_input
 from .images import ImageAdversary, ImageTargets, build_loss_features
 from .networks import expect_shapes, half, placed
-from .stage import About, Losses, Pair, Role, Stage, roles_of, to_pair
+from .stage import Losses, Pair, Role, Stage, roles_of, to_pair
 
 
 class Vae16Stage(Stage):
@@ -43,7 +45,7 @@ class Vae16Stage(Stage):
         """
         super().__init__()
         self._settings = settings
-        self._run = TrainingFrame(checkpointing=checkpointing)
+        self._checkpointing = checkpointing
         self.vae = placed(VAE(settings.network))
         if settings.init is not None:
             state = read_vae(settings.init).state
@@ -60,18 +62,19 @@ class Vae16Stage(Stage):
         """Return the autoencoder, and the discriminator where there is one."""
         return roles_of(self.vae, self.adversary)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, first_images: Callable[[], Batch]) -> None:
         """Whiten the first layer, unless the weights come from a file."""
         if self._settings.init is None:
-            whiten_input(self.vae.encoder.conv_in, to_pair(batch).original)
+            whiten_input(self.vae.encoder.conv_in, to_pair(first_images()).original)
 
     def forward(self, batch: Batch, draws: Draws, images: int) -> Losses:
         """Return the losses of a sampled reconstruction of the originals."""
         original = to_pair(batch).original
-        mean, logvar = self.vae.moments(original, run=self._run)
+        run = TrainingFrame(checkpointing=self._checkpointing)
+        mean, logvar = self.vae.moments(original, run=run)
         height, width = (length // SPATIAL_FACTOR for length in original.shape[2:])
         noise = draws.normal(self._settings.network.latent_channels, height, width)
-        output = self.vae.decode(mean + (0.5 * logvar).exp() * noise, run=self._run)
+        output = self.vae.decode(mean + (0.5 * logvar).exp() * noise, run=run)
         losses = self._targets.losses(output, original)
         if self._settings.kl:
             losses["generator/kl"] = divergence.kl(mean, logvar)
@@ -92,7 +95,7 @@ class Vae16Stage(Stage):
             modes = [self.vae.encode(image[None]).float() for image in originals]
             self._latent_scaling = 1.0 / float(torch.cat(modes).std())
 
-    def export(self, path: Path, about: About) -> None:
+    def export(self, path: Path, about: ExportConfig) -> None:
         """Write the VAE file.
 
         Raises:

@@ -15,13 +15,14 @@ from gendr_core.pipeline import restore
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.rng import Draws
+from gendr_train.schema import ExportConfig
 from gendr_train.sections import ImageLosses
 from gendr_train.settings import AdcSettings
 from gendr_train.stages.adc import AdcStage
 from gendr_train.stages.networks import to_cells
-from gendr_train.stages.stage import About, Losses, Stage, to_pair
+from gendr_train.stages.stage import Losses, Stage, to_pair
 
-ABOUT = About(title="tiny", license="MIT", source="a test", trained_on="nothing")
+ABOUT = ExportConfig(title="tiny", license="MIT", source="a test", trained_on="nothing")
 SCALING = 0.7
 
 
@@ -95,7 +96,7 @@ def test_roles_hold_every_parameter_once_and_no_teacher(settings: AdcSettings) -
 def test_losses_by_hand(settings: AdcSettings) -> None:
     stage = AdcStage(replace(settings, decoded=ImageLosses(charbonnier=0.0, l1=2.0)))
     batch = batch_of(0, 1)
-    stage.begin(batch_of(2, 3))
+    stage.begin(lambda: batch_of(2, 3))
     losses = losses_of(stage, batch)
     teacher, vae, pair = load_unet(settings.teacher), load_vae(settings.vae), to_pair(batch)
     # The core's own one step works on unscaled latents.
@@ -141,14 +142,14 @@ def test_the_fitted_start_is_far_closer_to_the_teacher_than_a_random_one(setting
     torch.manual_seed(0)
     stage.unet.conv_in.reset_parameters()
     random = distance()
-    stage.begin(batch_of(*range(8)))
+    stage.begin(lambda: batch_of(*range(8)))
     assert distance() < 0.25 * random
 
 
 def test_a_fresh_start_depends_on_no_random_number(settings: AdcSettings) -> None:
     first, second = (AdcStage(replace(settings, adversary=0.0)) for _ in range(2))
     for stage in (first, second):
-        stage.begin(batch_of(0, 1))
+        stage.begin(lambda: batch_of(0, 1))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
@@ -156,7 +157,7 @@ def test_a_fresh_start_depends_on_no_random_number(settings: AdcSettings) -> Non
 def test_updates_lower_the_distance_and_leave_teacher_and_vae_alone(settings: AdcSettings) -> None:
     stage = AdcStage(replace(settings, adversary=0.1))
     batch = batch_of(20)
-    stage.begin(batch_of(0, 1))
+    stage.begin(lambda: batch_of(0, 1))
     frozen = [*stage._teacher.network.parameters(), *stage._vae.network.parameters()]
     before = [parameter.clone() for parameter in frozen]
     optimiser = torch.optim.AdamW([p for role in stage.roles().values() for p in role.parameters], lr=3e-4)
@@ -174,7 +175,7 @@ def test_updates_lower_the_distance_and_leave_teacher_and_vae_alone(settings: Ad
 
 def test_a_divided_batch_has_the_same_losses(settings: AdcSettings) -> None:
     stage = AdcStage(settings)
-    stage.begin(batch_of(0, 1))
+    stage.begin(lambda: batch_of(0, 1))
     whole, parts = losses_of(stage, batch_of(4, 5, 6)), [losses_of(stage, batch_of(*p)) for p in ((4,), (5, 6))]
     for name, loss in whole.items():
         torch.testing.assert_close(loss, torch.cat([part[name] for part in parts]), rtol=1e-4, atol=1e-5)
@@ -185,7 +186,7 @@ def test_checkpointing_changes_nothing_but_memory(settings: AdcSettings) -> None
     for checkpointing in (False, True):
         torch.manual_seed(0)
         stage = AdcStage(settings, checkpointing=checkpointing)
-        stage.begin(batch_of(0, 1))
+        stage.begin(lambda: batch_of(0, 1))
         sum(loss.sum() for loss in losses_of(stage, batch_of(2)).values()).backward()  # type: ignore[union-attr]
         gradients.append([p.grad for p in stage.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(stage.parameters()))
@@ -196,7 +197,7 @@ def test_checkpointing_changes_nothing_but_memory(settings: AdcSettings) -> None
 def test_the_exported_file_restores_like_the_stage(settings: AdcSettings, tmp_path: Path) -> None:
     stage = AdcStage(settings)
     batch = batch_of(0)
-    stage.begin(batch_of(0, 1, 2))
+    stage.begin(lambda: batch_of(0, 1, 2))
     path = tmp_path / "adc.safetensors"
     stage.export(path, ABOUT)
     spec = read_unet(path).spec

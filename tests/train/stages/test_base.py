@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ldm import unet_to_ldm
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from weightfiles import PLAIN_UNET, TINY_UNET
 
 from gendr_core.checkpoint import read_unet, write_unet, write_vae
 from gendr_core.metrics import psnr_y
@@ -21,32 +22,15 @@ from gendr_core.tensors import to_image
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.rng import Draws
+from gendr_train.schema import ExportConfig
 from gendr_train.sections import AlignmentConfig, FeatureConfig, PromptConfig
 from gendr_train.settings import BaseSettings
 from gendr_train.stages.base import BaseStage
-from gendr_train.stages.stage import About, Pair, to_pair
+from gendr_train.stages.stage import Pair, to_pair
 
-NETWORK = UNetArch(
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=(8, 16),
-    attention_levels=(True, False),
-    layers_per_block=1,
-    head_dim=8,
-    cross_attention_dim=8,
-    norm_groups=4,
-)
-PLAIN = UNetArch(
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=(64, 64),
-    attention_levels=(True, False),
-    layers_per_block=1,
-    cross_attention_dim=8,
-)
-"""What a file without metadata can be: heads of 64 channels, 32 groups."""
+NETWORK, PLAIN = TINY_UNET, replace(PLAIN_UNET, in_channels=4, out_channels=4)
 SCALING = 0.5
-ABOUT = About(title="tiny", license="MIT", source="a test", trained_on="noise")
+ABOUT = ExportConfig(title="tiny", license="MIT", source="a test", trained_on="noise")
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,15 @@ from gendr_core.step import one_step
 from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.rng import Draws
+from gendr_train.schema import ExportConfig
 from gendr_train.sections import AlignmentConfig, FeatureConfig, LoraConfig, OneStep
 from gendr_train.settings import CidaSettings
 from gendr_train.stages.cida import CidaStage
-from gendr_train.stages.stage import About, Losses, to_pair
+from gendr_train.stages.stage import Losses, to_pair
 
 MakeStage = Callable[..., CidaStage]
 
-ABOUT = About(title="tiny", license="CC0", source="a test", trained_on="nothing")
+ABOUT = ExportConfig(title="tiny", license="CC0", source="a test", trained_on="nothing")
 SEED = 5
 POSITIONS = (3, 11)
 DISTILLATIONS = ["vsd", "sid", "cid"]

@@ -19,13 +19,14 @@ from gendr_train.data.dataset import Batch
 from gendr_train.errors import TrainingError
 from gendr_train.features import FeatureNetwork, build_features
 from gendr_train.rng import Draws
+from gendr_train.schema import ExportConfig
 from gendr_train.sections import FeatureConfig, ImageLosses
 from gendr_train.settings import PixSettings
 from gendr_train.stages.networks import to_cells, to_pixels
 from gendr_train.stages.pix import PixStage, random_padding
-from gendr_train.stages.stage import About, Losses, Stage, to_pair
+from gendr_train.stages.stage import Losses, Stage, to_pair
 
-ABOUT = About(title="tiny", license="MIT", source="a test", trained_on="nothing")
+ABOUT = ExportConfig(title="tiny", license="MIT", source="a test", trained_on="nothing")
 SCALING = 0.7
 OFFSETS = st.integers(0, 7)
 
@@ -99,7 +100,7 @@ def test_random_padding_holds_every_image_where_it_was_drawn_to(above: list[int]
 def test_every_loss_reaches_its_own_role_only(settings: PixSettings) -> None:
     stage = PixStage(replace(settings, original=ImageLosses(charbonnier=1.0)))
     # As long as the last layer is zero, nothing before it has a gradient.
-    stage.begin(batch_of(2, 3))
+    stage.begin(lambda: batch_of(2, 3))
     losses = losses_of(stage, batch_of(0, 1))
     assert losses.keys() == stage.weights.keys()
     assert set(losses) == {
@@ -151,7 +152,7 @@ def test_both_perceptual_losses_have_one_network(settings: PixSettings, monkeypa
 
 def test_losses_by_hand(settings: PixSettings) -> None:
     stage = PixStage(replace(settings, original=ImageLosses(charbonnier=0.0, l1=2.0)))
-    stage.begin(batch_of(2, 3))
+    stage.begin(lambda: batch_of(2, 3))
     batch = batch_of(0, 1)
     losses = losses_of(stage, batch)
     teacher, vae, pair = load_unet(settings.teacher), load_vae(settings.vae), to_pair(batch)
@@ -204,14 +205,14 @@ def test_the_fitted_start_is_far_closer_to_the_teacher_than_a_random_one(setting
     torch.manual_seed(0)
     stage.unet.conv_out.reset_parameters()
     random = distance()
-    stage.begin(batch_of(*range(8)))
+    stage.begin(lambda: batch_of(*range(8)))
     assert distance() < 0.25 * min(random, black)
 
 
 def test_updates_lower_the_distance_and_leave_teacher_and_vae_alone(settings: PixSettings) -> None:
     stage = PixStage(settings)
     batch = batch_of(20)
-    stage.begin(batch_of(0, 1))
+    stage.begin(lambda: batch_of(0, 1))
     frozen = [*stage._teacher.network.parameters(), *stage._vae.network.parameters()]
     before = [parameter.clone() for parameter in frozen]
     optimiser = torch.optim.AdamW([p for role in stage.roles().values() for p in role.parameters], lr=3e-4)
@@ -229,7 +230,7 @@ def test_updates_lower_the_distance_and_leave_teacher_and_vae_alone(settings: Pi
 
 def test_a_divided_batch_has_the_same_losses(settings: PixSettings) -> None:
     stage = PixStage(settings)
-    stage.begin(batch_of(0, 1))
+    stage.begin(lambda: batch_of(0, 1))
     whole, parts = losses_of(stage, batch_of(4, 5, 6)), [losses_of(stage, batch_of(*p)) for p in ((4,), (5, 6))]
     for name, loss in whole.items():
         torch.testing.assert_close(loss, torch.cat([part[name] for part in parts]), rtol=1e-4, atol=1e-5)
@@ -240,7 +241,7 @@ def test_checkpointing_changes_nothing_but_memory(settings: PixSettings) -> None
     for checkpointing in (False, True):
         torch.manual_seed(0)
         stage = PixStage(settings, checkpointing=checkpointing)
-        stage.begin(batch_of(0, 1))
+        stage.begin(lambda: batch_of(0, 1))
         sum(loss.sum() for loss in losses_of(stage, batch_of(2)).values()).backward()  # type: ignore[union-attr]
         gradients.append([p.grad for p in stage.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(stage.parameters()))
@@ -251,7 +252,7 @@ def test_checkpointing_changes_nothing_but_memory(settings: PixSettings) -> None
 def test_the_exported_file_restores_like_the_stage_without_a_vae(settings: PixSettings, tmp_path: Path) -> None:
     stage = PixStage(settings)
     batch = batch_of(0)
-    stage.begin(batch_of(0, 1, 2))
+    stage.begin(lambda: batch_of(0, 1, 2))
     path = tmp_path / "pix.safetensors"
     stage.export(path, ABOUT)
     file = read_unet(path)
