@@ -72,6 +72,10 @@ class Guides:
         """Return what belongs to one frame, as views."""
         return Guides(mask=_one(self.mask, index), color_reference=_one(self.color_reference, index))
 
+    def keep_everything(self) -> bool:
+        """Return whether the mask is 0 all over, so that nothing of a restoration would be seen."""
+        return self.mask is not None and not bool((self.mask > 0.0).any())
+
 
 def _one(batch: Tensor | None, index: int) -> Tensor | None:
     return None if batch is None else batch[index % len(batch)][None]

@@ -17,7 +17,7 @@ from .geometry import Extent, Span
 from .host import Host, Meter
 from .model import GenDRUNet, GenDRVAE, required_vae
 from .planner import Planner, Task
-from .prepare import prepare
+from .prepare import prepare, restore_layout
 from .spec import SPATIAL_FACTOR
 from .step import one_step
 from .tensors import check_image, crop
@@ -64,7 +64,7 @@ def restore(
     planner = Planner(unet, vae, task, options, host=host)
     plan = run_twice("planning", planner.plan)
     _log.info("%s", plan.describe())
-    job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides)
+    job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides, plan.flops // num_frames)
     with torch.inference_mode():
         if num_frames == 1:
             return _restore_frame(image, job, 0, None)
@@ -85,13 +85,20 @@ class _Job:
     planner: Planner
     meter: Meter
     guides: Guides
+    frame_flops: int
+    """Planned for each frame."""
 
 
 def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> Tensor:
     """Return ``image`` [1, H, W, C], the frame of that index, restored, in ``out`` where it is given."""
     unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
     preview = meter.host.preview
+    guides = job.guides.of_frame(index)
     prepared = run_twice("prepare", lambda: prepare(image, planner.output))
+    if guides.keep_everything():
+        _log.warning("frame %d: the mask is empty, so it is the resized input", index)
+        meter.advance(job.frame_flops, Span(0, 1), 1)
+        return restore_layout(prepared.reference, prepared, out=out)
     if preview is not None:
         preview.begin(prepared.pixels)
     # What goes from stage to stage has one name, so that it is freed as soon as the next stage has made its own.
@@ -110,7 +117,6 @@ def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> 
         preview.show(x, Span(0, planner.padded.height), Span(0, planner.padded.width))
     meter.host.interrupt.check()
     pixels = crop(x, planner.padding, planner.output)
-    guides = job.guides.of_frame(index)
     return run_twice("color", lambda: finish(pixels, prepared, job.options, guides, out=out))
 
 

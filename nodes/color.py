@@ -15,7 +15,8 @@ from ..gendr_core.geometry import Extent
 from ..gendr_core.prepare import prepare, restore_layout
 from .frames import each_frame
 from .host import host_for
-from .sockets import color_input, image_input, node_schema
+from .sockets import image_input, node_schema
+from .widgets import color_input
 
 if TYPE_CHECKING:
     from torch import Tensor

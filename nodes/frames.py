@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..gendr_core.backoff import Ladder, run_stage
 from ..gendr_core.config import RestoreOptions
+from ..gendr_core.finish import GuideShapes
 from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter, SilentProgress
 from ..gendr_core.memory import format_bytes
@@ -23,11 +24,13 @@ from ..gendr_core.spec import SPATIAL_FACTOR
 
 _log = getLogger(__name__)
 
+NO_GUIDES = GuideShapes()
 
-def image_task(image: Tensor) -> Task:
-    """Return the task of restoring ``image`` [B, H, W, C]."""
+
+def image_task(image: Tensor, guides: GuideShapes = NO_GUIDES) -> Task:
+    """Return the task of restoring ``image`` [B, H, W, C] beside these guides."""
     num_frames, height, width, channels = image.shape
-    return Task(source=Extent(height, width), channels=channels, frames=num_frames)
+    return Task(source=Extent(height, width), channels=channels, frames=num_frames, guides=guides)
 
 
 def latent_extent(samples: Tensor) -> Extent:

@@ -16,23 +16,14 @@ from ..gendr_core.model import GenDRVAE
 from ..gendr_core.pipeline import check_pair, restore
 from ..gendr_core.step import guidance_weight
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
-from .sockets import (
-    BY_FACTOR,
-    color_input,
-    guidance_input,
-    memory_inputs,
-    memory_options,
-    model_input,
-    node_schema,
-    restore_options,
-    vae_input,
-)
+from .sockets import model_input, node_schema, vae_input
+from .widgets import BY_FACTOR, color_input, guidance_input, memory_inputs, memory_options, restore_options
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self, Unpack
 
-    from .sockets import MemoryWidgets
+    from .widgets import MemoryWidgets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

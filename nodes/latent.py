@@ -20,25 +20,22 @@ from ..gendr_core.step import one_step
 from ..gendr_core.tensors import check_image, crop, to_image
 from .frames import image_task, latent_extent, latent_planner, run_frames
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
-from .sockets import (
+from .sockets import image_input, model_input, node_schema, vae_input
+from .widgets import (
     budget_input,
     guidance_input,
-    image_input,
     latent_options,
     memory_inputs,
     memory_options,
-    model_input,
-    node_schema,
     restore_options,
     size_inputs,
-    vae_input,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
-    from .sockets import MemoryWidgets
+    from .widgets import MemoryWidgets
 
 FRAME_KEY = "gendr_frame"
 """Where a LATENT keeps its ``Prepared``, without the pictures."""

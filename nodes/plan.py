@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from ..gendr_core.config import ColorMethod
+from ..gendr_core.finish import Guides
 from ..gendr_core.memory import format_bytes
 from ..gendr_core.pipeline import check_pair
 from ..gendr_core.planner import Planner
 from ..gendr_core.tensors import check_image
 from .frames import image_task
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
-from .sockets import (
+from .sockets import guide_inputs, image_input, model_input, node_schema, vae_input
+from .widgets import (
+    DEFAULTS,
     GIB,
     color_input,
+    finish_inputs,
     guidance_input,
-    image_input,
     memory_inputs,
     memory_options,
-    model_input,
-    node_schema,
     restore_options,
     size_inputs,
-    vae_input,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..gendr_core.plan import Plan as CorePlan
-    from .sockets import MemoryWidgets
+    from .widgets import MemoryWidgets
 
 
 class Plan(io.ComfyNode):
@@ -51,10 +51,12 @@ class Plan(io.ComfyNode):
                 image_input("Image that would be restored; only its size counts."),
                 model_input(),
                 vae_input(),
+                *guide_inputs(),
                 *size_inputs(),
                 color_input("How colours would be kept; only its memory counts."),
                 guidance_input(),
                 *memory_inputs(),
+                *finish_inputs(),
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="The plan in words, one line for each stage."),
@@ -79,14 +81,22 @@ class Plan(io.ComfyNode):
         color: ColorMethod,
         guidance: float,
         vae: HostedVAE | None = None,
+        mask: "Tensor | None" = None,
+        color_reference: "Tensor | None" = None,
+        detail: float = DEFAULTS.detail,
+        feather: int = DEFAULTS.feather_px,
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Plan for the batch."""
         check_image(image)
-        unet, vae16, widgets = model.unet, gendr_vae(vae), memory_options(**memory)
+        guides = Guides(mask=mask, color_reference=color_reference)
+        guides.check(len(image))
+        unet, vae16 = model.unet, gendr_vae(vae)
         check_pair(unet, vae16)
-        options = restore_options(size, factor, edge, color=color, guidance=guidance, memory=widgets)
-        plan = Planner(unet, vae16, image_task(image), options, host=host_for(model, vae)).plan()
+        finish = {"color": color, "detail": detail, "feather": feather}
+        options = restore_options(size, factor, edge, guidance=guidance, memory=memory_options(**memory), **finish)
+        task = image_task(image, guides.shapes())
+        plan = Planner(unet, vae16, task, options, host=host_for(model, vae)).plan()
         text, mode = _text(plan), plan.stages["step"].mode
         return io.NodeOutput(text, plan.peak_bytes / GIB, plan.flops / 1e12, mode, ui=ui.PreviewText(text))
 

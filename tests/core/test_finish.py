@@ -15,6 +15,7 @@ from gendr_core.config import COLOR_METHODS, ColorMethod, RestoreOptions
 from gendr_core.errors import ImageError, OptionError
 from gendr_core.finish import Guides, blend_mask, feather, resize_mask, scale_detail
 from gendr_core.geometry import Extent
+from gendr_core.host import Host
 from gendr_core.pipeline import restore
 from gendr_core.prepare import prepare, restore_layout
 
@@ -147,6 +148,30 @@ def test_detail_of_a_whole_restoration(color: ColorMethod, channels: int) -> Non
     fine = [float((part - low_pass(part.clone())).std()) for part in change]
     assert fine[0] < 0.5 * fine[1]
     assert fine[2] > 1.1 * fine[1]
+
+
+def test_where_the_mask_is_empty_no_network_runs() -> None:
+    images, masks = noise(2, 6, 7, 4), torch.zeros(2, 3, 3)
+    unet, progress = tiny_unet(192, front="pixel_unshuffle8", back="pixel_shuffle8"), Shares()
+    # A network without weights: it can be planned for and cannot run.
+    unet.network.to("meta")
+    options, host = RestoreOptions(scale=2.0), Host(progress=progress)
+    assert torch.equal(restore(images, unet, options=options, host=host, guides=Guides(mask=masks)), upscaled(images))
+    assert progress.seen == [0.5, 1.0]
+    masks[1, 0, 0] = 1e-3
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        restore(images, unet, options=options, host=host, guides=Guides(mask=masks))
+
+
+class Shares:
+    """Remembers the progress."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def update(self, done: int, total: int) -> None:
+        """Note how much is done."""
+        self.seen.append(done / total)
 
 
 def test_guides_go_with_their_frames() -> None:

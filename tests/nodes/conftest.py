@@ -21,8 +21,8 @@ def loaded_pack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
     module = load_pack(ALIAS)
     listed = asyncio.run(module.comfy_entrypoint().get_node_list())
     nodes = {node.define_schema().node_id: node for node in listed}
-    host, sockets = (sys.modules[f"{ALIAS}.nodes.{name}"] for name in ("host", "sockets"))
-    yield Pack(nodes=nodes, host=host, sockets=sockets, record=record)
+    files = {name: sys.modules[f"{ALIAS}.nodes.{name}"] for name in ("host", "sockets", "widgets")}
+    yield Pack(nodes=nodes, record=record, **files)
     forget(ALIAS, *comfy_stub.NAMES)
 
 

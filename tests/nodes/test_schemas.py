@@ -38,7 +38,7 @@ def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(pack: Pack
 
 
 def test_execute_takes_exactly_the_inputs(pack: Pack) -> None:
-    memory = set(pack.sockets.MemoryWidgets.__annotations__)
+    memory = set(pack.widgets.MemoryWidgets.__annotations__)
     for node in pack.nodes.values():
         code = node.execute.__func__.__code__
         inputs = {part.id for part in node.define_schema().inputs}
@@ -50,7 +50,7 @@ def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: 
     memory = ["memory", "attention", "budget_gib", "tile", "overlap", "tile_batch"]
     for name, later in (
         ("Restore", [*memory, "detail", "feather"]),
-        ("Plan", memory),
+        ("Plan", [*memory, "detail", "feather"]),
         ("OneStep", memory),
         ("Encode", ["budget_gib"]),
         ("Decode", ["budget_gib"]),
@@ -88,25 +88,25 @@ def test_a_newer_host_gets_the_fields_that_it_knows(pack: Pack, monkeypatch: pyt
 def test_size_widgets_become_one_rule(
     pack: Pack, size: str, expected: tuple[float | None, int | None, int | None]
 ) -> None:
-    options = pack.sockets.restore_options(size, 2.5, 640)
+    options = pack.widgets.restore_options(size, 2.5, 640)
     assert (options.scale, options.longest_edge, options.shortest_edge) == expected
     assert options.guidance is None
-    assert pack.sockets.restore_options(size, 2.5, 640, guidance=1.5).guidance == 1.5
+    assert pack.widgets.restore_options(size, 2.5, 640, guidance=1.5).guidance == 1.5
 
 
 def test_memory_widgets_that_are_0_or_missing_choose_nothing(pack: Pack) -> None:
     zeros = {"memory": "auto", "attention": "windows", "budget_gib": 0.0, "tile": 0, "overlap": 0, "tile_batch": 0}
-    assert pack.sockets.memory_options() == pack.sockets.memory_options(**zeros) == pack.sockets.MemoryOptions()
+    assert pack.widgets.memory_options() == pack.widgets.memory_options(**zeros) == pack.widgets.MemoryOptions()
 
 
 def test_memory_widgets_become_options(pack: Pack) -> None:
     widgets = {"memory": "tiles", "attention": "full", "budget_gib": 1.5, "tile": 512, "overlap": 64, "tile_batch": 3}
-    expected = pack.sockets.MemoryOptions(
+    expected = pack.widgets.MemoryOptions(
         mode="tiles", attention="full", budget_bytes=3 * 2**29, tile_px=512, overlap_px=64, tile_batch=3
     )
-    assert pack.sockets.memory_options(**widgets) == expected
+    assert pack.widgets.memory_options(**widgets) == expected
     with pytest.raises(ValueError, match="multiple of 64 pixels, got 100"):
-        pack.sockets.memory_options(tile=100)
+        pack.widgets.memory_options(tile=100)
 
 
 def test_the_steps_of_tile_widgets_are_what_the_core_takes(pack: Pack) -> None:

@@ -22,6 +22,8 @@ class Pack:
     """The pack's nodes/host.py."""
     sockets: ModuleType
     """The pack's nodes/sockets.py."""
+    widgets: ModuleType
+    """The pack's nodes/widgets.py."""
     record: Record
 
 
