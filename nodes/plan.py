@@ -17,7 +17,6 @@ from .frames import image_task
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import guide_inputs, image_input, model_input, node_schema, vae_input
 from .widgets import (
-    DEFAULTS,
     GIB,
     color_input,
     finish_inputs,
@@ -54,9 +53,9 @@ class Plan(io.ComfyNode):
                 *guide_inputs(),
                 *size_inputs(),
                 color_input("How colours would be kept; only its memory counts."),
+                *finish_inputs(),
                 guidance_input(),
                 *memory_inputs(),
-                *finish_inputs(),
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="The plan in words, one line for each stage."),
@@ -79,12 +78,12 @@ class Plan(io.ComfyNode):
         factor: float,
         edge: int,
         color: ColorMethod,
+        detail: float,
+        feather: int,
         guidance: float,
         vae: HostedVAE | None = None,
         mask: "Tensor | None" = None,
         color_reference: "Tensor | None" = None,
-        detail: float = DEFAULTS.detail,
-        feather: int = DEFAULTS.feather_px,
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Plan for the batch."""

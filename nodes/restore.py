@@ -13,7 +13,6 @@ from ..gendr_core.pipeline import restore
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import guide_inputs, image_input, model_input, node_schema, vae_input
 from .widgets import (
-    DEFAULTS,
     color_input,
     finish_inputs,
     guidance_input,
@@ -52,9 +51,9 @@ class Restore(io.ComfyNode):
                     " model; adain: mean and contrast per channel; lab: distribution in CIELAB; ycbcr: the input's"
                     " chroma; none."
                 ),
+                *finish_inputs(),
                 guidance_input(),
                 *memory_inputs(),
-                *finish_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image, of exactly the size asked for.")
@@ -71,12 +70,12 @@ class Restore(io.ComfyNode):
         factor: float,
         edge: int,
         color: ColorMethod,
+        detail: float,
+        feather: int,
         guidance: float,
         vae: HostedVAE | None = None,
         mask: "Tensor | None" = None,
         color_reference: "Tensor | None" = None,
-        detail: float = DEFAULTS.detail,
-        feather: int = DEFAULTS.feather_px,
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Restore the batch."""

@@ -1,7 +1,7 @@
 """The widgets that several nodes share, and the options of the core that their values mean.
 
-Role: used by the nodes that restore, beside ``sockets``. What came later is optional and last, so that workflows saved
-before it still run.
+Role: used by the nodes that restore, beside ``sockets``. A saved workflow holds its values by their order, so new
+widgets come last.
 """
 
 from typing import TYPE_CHECKING, TypedDict, TypeVar
@@ -83,6 +83,31 @@ def color_input(tooltip: str) -> io.Input:
     return io.Combo.Input("color", options=list(COLOR_METHODS), default="wavelet", tooltip=tooltip)
 
 
+def finish_inputs() -> list[io.Input]:
+    """Return the widgets for the strength of detail and the border of a mask."""
+    return [
+        io.Float.Input(
+            "detail",
+            default=DEFAULTS.detail,
+            min=0.0,
+            max=MAX_DETAIL,
+            step=0.05,
+            tooltip="How much of the fine detail that the model adds is kept. 1: as the model made it. 0: none, only"
+            " coarse structure changes. Above 1: exaggerated.",
+        ),
+        advanced(
+            io.Int.Input(
+                "feather",
+                default=DEFAULTS.feather_px,
+                min=0,
+                max=MAX_FEATHER_PX,
+                tooltip="How far the border of the mask is smoothed to each side, in output pixels. 0 leaves it as it"
+                " is. Without a mask it does nothing.",
+            )
+        ),
+    ]
+
+
 def guidance_input() -> io.Input:
     """Return the widget for the guidance weight, folded away where the host can do that."""
     return advanced(
@@ -101,7 +126,7 @@ def guidance_input() -> io.Input:
 def memory_inputs() -> list[io.Input]:
     """Return the widgets that say how much memory may be taken and how the work is divided; all but one folded away.
 
-    Optional, and after all others, so that workflows saved before there were any still run.
+    Optional, and after all others: a graph written by hand may leave them out.
     """
     return [
         io.Combo.Input(
@@ -161,33 +186,6 @@ def _auto_input(name: str, most: int, step: int, tooltip: str) -> io.Input:
     return io.Int.Input(
         name, default=0, min=0, max=most, step=step, optional=True, tooltip=f"{tooltip} 0 chooses by itself."
     )
-
-
-def finish_inputs() -> list[io.Input]:
-    """Return the widgets for the strength of detail and the border of a mask."""
-    return [
-        io.Float.Input(
-            "detail",
-            default=DEFAULTS.detail,
-            min=0.0,
-            max=MAX_DETAIL,
-            step=0.05,
-            optional=True,
-            tooltip="How much of the fine detail that the model adds is kept. 1: as the model made it. 0: none, only"
-            " coarse structure changes. Above 1: exaggerated.",
-        ),
-        advanced(
-            io.Int.Input(
-                "feather",
-                default=DEFAULTS.feather_px,
-                min=0,
-                max=MAX_FEATHER_PX,
-                optional=True,
-                tooltip="How far the border of the mask is smoothed to each side, in output pixels. 0 leaves it as it"
-                " is. Without a mask it does nothing.",
-            )
-        ),
-    ]
 
 
 def advanced(widget: Widget) -> Widget:

@@ -10,7 +10,20 @@ from hypothesis import settings
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")
 
+REWRITE = "--rewrite"
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes a change of what is recorded a deliberate act."""
+    parser.addoption(REWRITE, action="store_true", help="write recorded schemas and texts anew")
+
+
+@pytest.fixture
+def rewrite(request: pytest.FixtureRequest) -> bool:
+    """Whether recorded files are written instead of compared."""
+    return bool(request.config.getoption(REWRITE))
 
 
 @pytest.fixture(autouse=True)

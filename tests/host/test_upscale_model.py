@@ -47,6 +47,8 @@ def test_a_picture_of_one_tile_is_what_restore_gives(server: Server, unet: str) 
             size="by factor",
             factor=4.0,
             edge=64,
+            detail=1.0,
+            feather=8,
             **WIDGETS,
         ),
         "restored": node("ProbeSave", image=["restore", 0], name="restored_for_upscale"),

@@ -17,6 +17,7 @@ def run(pack: Pack, node_id: str, **inputs: Any) -> tuple[Any, ...]:
         return pack.nodes[node_id].execute(**inputs).args
 
 
+PLAIN = {"detail": 1.0, "feather": 8, "guidance": 0.0}
 SIZE = {"size": "by factor", "factor": 2.0, "edge": 1}
 TILES = {"memory": "tiles", "tile": 64, "overlap": 0, "tile_batch": 2}
 
@@ -29,7 +30,7 @@ def model(pack: Pack) -> Any:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_restore_gives_the_size_and_layout_it_promises(pack: Pack, model: Any, channels: int) -> None:
     image = image_of(7, 13, channels, batch=2)
-    (restored,) = run(pack, "GenDR_Restore", image=image, model=model, color="wavelet", guidance=0.0, **SIZE)
+    (restored,) = run(pack, "GenDR_Restore", image=image, model=model, color="wavelet", **PLAIN, **SIZE)
     assert (restored.shape, restored.dtype, restored.device.type) == ((2, 14, 26, channels), torch.float32, "cpu")
     assert pack.record.loaded == ["UNet", "UNet"]
     assert pack.record.progress[-1] == (1000, 1000)
@@ -42,26 +43,26 @@ def test_the_parts_in_a_row_equal_the_whole(pack: Pack, model: Any, channels: in
     latent, reference = run(pack, "GenDR_Encode", image=image, model=model, **SIZE)
     (latent,) = run(pack, "GenDR_OneStep", latent=latent, model=model, guidance=0.0, **memory)
     (parts,) = run(pack, "GenDR_Decode", latent=latent, model=model)
-    (whole,) = run(pack, "GenDR_Restore", image=image, model=model, color="none", guidance=0.0, **SIZE, **memory)
+    (whole,) = run(pack, "GenDR_Restore", image=image, model=model, color="none", **PLAIN, **SIZE, **memory)
     assert torch.equal(parts, whole)
     assert reference.shape == (3, 98, 70, 3)
 
 
 def test_tiles_look_different_from_the_whole(pack: Pack, model: Any) -> None:
-    inputs = {"image": image_of(49, 35), "model": model, "color": "none", "guidance": 0.0, **SIZE}
+    inputs = {"image": image_of(49, 35), "model": model, "color": "none", **PLAIN, **SIZE}
     (whole,), (tiled,) = run(pack, "GenDR_Restore", **inputs), run(pack, "GenDR_Restore", **inputs, **TILES)
     assert not torch.equal(whole, tiled)
 
 
 @pytest.mark.parametrize("node_id", ["GenDR_Restore", "GenDR_Plan", "GenDR_Encode"])
 def test_a_budget_that_nothing_fits_in_is_named(pack: Pack, model: Any, node_id: str) -> None:
-    rest = {} if node_id == "GenDR_Encode" else {"color": "none", "guidance": 0.0}
+    rest = {} if node_id == "GenDR_Encode" else {"color": "none", **PLAIN}
     with pytest.raises(MemoryError, match=r"expected room for at least .* beside .* of weights, got 0 B"):
         run(pack, node_id, image=image_of(8, 8), model=model, budget_gib=0.0001, **SIZE, **rest)
 
 
 def test_the_plan_says_what_restore_would_do(pack: Pack, model: Any, caplog: pytest.LogCaptureFixture) -> None:
-    inputs = {"image": image_of(49, 35, batch=2), "model": model, "color": "none", "guidance": 0.0, **SIZE, **TILES}
+    inputs = {"image": image_of(49, 35, batch=2), "model": model, "color": "none", **PLAIN, **SIZE, **TILES}
     text, peak_gib, tflop, mode = run(pack, "GenDR_Plan", **inputs)
     assert pack.record.loaded == pack.record.progress == []
     assert mode == "tiles"
@@ -77,7 +78,7 @@ def test_the_plan_says_what_restore_would_do(pack: Pack, model: Any, caplog: pyt
 
 def test_the_plan_is_shown_and_needs_no_other_node(pack: Pack, model: Any) -> None:
     node = pack.nodes["GenDR_Plan"]
-    shown = node.execute(image_of(8, 8), model, color="none", guidance=0.0, **SIZE)
+    shown = node.execute(image_of(8, 8), model, color="none", **PLAIN, **SIZE)
     assert shown.ui.value == shown.args[0]
     assert node.define_schema().is_output_node
 
@@ -133,18 +134,18 @@ def test_alpha_stays_where_colours_are_matched(pack: Pack) -> None:
 
 def test_restore_takes_a_mask_a_colour_reference_and_a_strength_of_detail(pack: Pack, model: Any) -> None:
     image = image_of(16, 24, batch=2)
-    inputs = {"image": image, "model": model, "color": "wavelet", "guidance": 0.0, **SIZE}
+    inputs = {"image": image, "model": model, "color": "wavelet", **PLAIN, **SIZE}
     (plain,) = run(pack, "GenDR_Restore", **inputs)
-    (full,) = run(pack, "GenDR_Restore", mask=torch.ones(1, 64, 64), color_reference=image, detail=1.0, **inputs)
+    (full,) = run(pack, "GenDR_Restore", mask=torch.ones(1, 64, 64), color_reference=image, **inputs)
     assert torch.equal(full, plain)
     (empty,) = run(pack, "GenDR_Restore", mask=torch.zeros(1, 64, 64), **inputs)
     assert torch.equal(empty, run(pack, "GenDR_Encode", image=image, model=model, **SIZE)[1])
     half = torch.zeros(2, 32, 48)
     half[:, :, :24] = 1.0
-    (mixed,) = run(pack, "GenDR_Restore", mask=half, feather=4, **inputs)
+    (mixed,) = run(pack, "GenDR_Restore", mask=half, **inputs | {"feather": 4})
     assert torch.equal(mixed[:, :, :20], plain[:, :, :20])
     assert torch.equal(mixed[:, :, 28:], empty[:, :, 28:])
-    (soft,) = run(pack, "GenDR_Restore", detail=0.0, **inputs)
+    (soft,) = run(pack, "GenDR_Restore", **inputs | {"detail": 0.0})
     assert not torch.equal(soft, plain)
     with pytest.raises(ValueError, match="expected 1 mask, or one for each of 2 images, got 3"):
         run(pack, "GenDR_Restore", mask=torch.ones(3, 8, 8), **inputs)
@@ -152,7 +153,7 @@ def test_restore_takes_a_mask_a_colour_reference_and_a_strength_of_detail(pack: 
 
 def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
     (model,) = run(pack, "GenDR_LoadUNet", unet=LATENT)
-    inputs = {"image": image_of(8, 8), "model": model, "color": "none", "guidance": 0.0, **SIZE}
+    inputs = {"image": image_of(8, 8), "model": model, "color": "none", **PLAIN, **SIZE}
     with pytest.raises(ValueError, match="expected a VAE, got none"):
         run(pack, "GenDR_Restore", **inputs)
     foreign = SimpleNamespace(latent_channels=4, patcher=None)
@@ -163,7 +164,7 @@ def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
 def test_cancel_passes_through(pack: Pack, model: Any) -> None:
     pack.record.cancel_at_check = 5
     with pytest.raises(comfy_stub.InterruptedByUserError):
-        run(pack, "GenDR_Restore", image=image_of(8, 8), model=model, color="none", guidance=0.0, **SIZE)
+        run(pack, "GenDR_Restore", image=image_of(8, 8), model=model, color="none", **PLAIN, **SIZE)
     assert 0 < pack.record.progress[-1][0] < 1000
 
 

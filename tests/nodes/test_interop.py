@@ -41,7 +41,18 @@ def test_it_looks_like_an_upscale_model_to_older_and_newer_hosts(upscaler: Any, 
 def test_it_gives_what_restore_gives(pack: Pack, upscaler: Any, model: Any, height: int, width: int) -> None:
     pixels = planes(height, width)
     image = pixels.permute(0, 2, 3, 1)
-    expected = run(pack, "GenDR_Restore", image=image, model=model, size="by factor", factor=4.0, edge=1, **WIDGETS)
+    expected = run(
+        pack,
+        "GenDR_Restore",
+        image=image,
+        model=model,
+        size="by factor",
+        factor=4.0,
+        edge=1,
+        detail=1.0,
+        feather=8,
+        **WIDGETS,
+    )
     restored = upscaler(pixels)
     assert torch.equal(restored, expected.permute(0, 3, 1, 2))
     assert torch.equal(restored, upscaler(pixels))

@@ -74,7 +74,11 @@ def test_restore_ends_with_a_picture_of_the_restored_frame(pack: Pack) -> None:
     image = torch.rand(1, 40, 24, 3, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         model = pack.nodes["GenDR_LoadUNet"].execute(PIXEL).args[0]
-        widgets = {"size": "by factor", "factor": 1.6, "edge": 1, "color": "none", "guidance": 0.0}
+        widgets = {"size": "by factor", "factor": 1.6, "edge": 1, "color": "none"} | {
+            "detail": 1.0,
+            "feather": 0,
+            "guidance": 0.0,
+        }
         restored = pack.nodes["GenDR_Restore"].execute(image, model, **widgets).args[0]
     kind, picture, edge = pack.record.pictures[-1]
     assert (kind, picture.size, edge) == ("JPEG", (64, 64), 512)

@@ -46,11 +46,11 @@ def test_execute_takes_exactly_the_inputs(pack: Pack) -> None:
         assert bool(code.co_flags & inspect.CO_VARKEYWORDS) == bool(inputs & memory)
 
 
-def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: Pack) -> None:
+def test_memory_widgets_are_optional_and_last_and_folded_away_but_for_the_mode(pack: Pack) -> None:
     memory = ["memory", "attention", "budget_gib", "tile", "overlap", "tile_batch"]
     for name, later in (
-        ("Restore", [*memory, "detail", "feather"]),
-        ("Plan", [*memory, "detail", "feather"]),
+        ("Restore", memory),
+        ("Plan", memory),
         ("OneStep", memory),
         ("Encode", ["budget_gib"]),
         ("Decode", ["budget_gib"]),
@@ -59,7 +59,7 @@ def test_what_came_later_is_optional_and_last_so_that_saved_workflows_run(pack: 
         assert [widget.id for widget in widgets] == later
         assert all(widget.optional for widget in widgets)
         advanced = [widget.id for widget in widgets if widget.extra_dict == {"advanced": True}]
-        assert advanced == [widget for widget in later if widget not in ("memory", "detail")]
+        assert advanced == [widget for widget in later if widget != "memory"]
 
 
 def test_loaders_list_the_hosts_files_and_the_bundled_ones_once(pack: Pack) -> None:
@@ -70,9 +70,9 @@ def test_loaders_list_the_hosts_files_and_the_bundled_ones_once(pack: Pack) -> N
     assert pack.nodes["GenDR_LoadVAE16"].define_schema().inputs[0].options[0] == "tiny-vae.safetensors"
 
 
-def test_guidance_is_folded_away_where_the_host_can(pack: Pack) -> None:
+def test_what_few_need_is_folded_away_where_the_host_can(pack: Pack) -> None:
     widgets = {part.id: part for part in pack.nodes["GenDR_Restore"].define_schema().inputs}
-    assert widgets["guidance"].extra_dict == {"advanced": True}
+    assert widgets["guidance"].extra_dict == widgets["feather"].extra_dict == {"advanced": True}
 
 
 def test_a_newer_host_gets_the_fields_that_it_knows(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:

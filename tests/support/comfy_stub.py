@@ -44,11 +44,11 @@ class Input:
     tooltip: str | None = None
     lazy: bool | None = None
     extra_dict: dict[str, Any] = field(default_factory=dict)
+    io_type: str = field(init=False)
 
 
 @dataclass(kw_only=True)
 class _Widget(Input):
-    id: str
     default: Any = None
     socketless: bool | None = None
 
@@ -77,6 +77,7 @@ class Output:
     display_name: str | None = None
     tooltip: str | None = None
     is_output_list: bool = False
+    io_type: str = field(init=False)
 
 
 class NodeOutput:
@@ -94,14 +95,24 @@ class PreviewText:
     value: str
 
 
-class _ByPosition:
-    """Lets a widget's id be given by position, as the host does."""
+class Kind:
+    """A type of socket or widget: what ``io.Image`` and its like are."""
 
-    def __init__(self, widget: type[_Widget]) -> None:
-        self._widget = widget
+    def __init__(self, io_type: str, widget: type[Input] = Input) -> None:
+        """Make inputs of class ``widget``."""
+        self.io_type, self._widget = io_type, widget
 
-    def __call__(self, id: str, **options: Any) -> Any:
-        return self._widget(id=id, **options)
+    def Input(self, id: str, *positional: Any, **options: Any) -> Any:  # noqa: N802
+        """Return an input; the id may be given by position, as the host allows."""
+        part = self._widget(id, *positional, **options)
+        part.io_type = self.io_type
+        return part
+
+    def Output(self, id: str | None = None, **options: Any) -> Output:  # noqa: N802
+        """Return an output."""
+        part = Output(id, **options)
+        part.io_type = self.io_type
+        return part
 
 
 class Patcher:
@@ -169,20 +180,19 @@ def install(models: Path) -> Record:
         Output=Output,
         NodeOutput=NodeOutput,
         ComfyNode=type("ComfyNode", (), {}),
-        Custom=lambda io_type: SimpleNamespace(io_type=io_type, Input=Input, Output=Output),
-        Image=SimpleNamespace(Input=Input, Output=Output),
-        Mask=SimpleNamespace(Input=Input, Output=Output),
-        Latent=SimpleNamespace(Input=Input, Output=Output),
-        Vae=SimpleNamespace(Input=Input, Output=Output),
-        Model=SimpleNamespace(Input=Input, Output=Output),
-        Conditioning=SimpleNamespace(Input=Input, Output=Output),
-        UpscaleModel=SimpleNamespace(Input=Input, Output=Output),
-        Int=SimpleNamespace(Input=_ByPosition(Number)),
-        Float=SimpleNamespace(Input=_ByPosition(Number)),
-        Combo=SimpleNamespace(Input=_ByPosition(Combo)),
-        String=SimpleNamespace(Output=Output),
+        Custom=Kind,
+        Image=Kind("IMAGE"),
+        Mask=Kind("MASK"),
+        Latent=Kind("LATENT"),
+        Vae=Kind("VAE"),
+        Model=Kind("MODEL"),
+        Conditioning=Kind("CONDITIONING"),
+        UpscaleModel=Kind("UPSCALE_MODEL"),
+        Int=Kind("INT", Number),
+        Float=Kind("FLOAT", Number),
+        Combo=Kind("COMBO", Combo),
+        String=Kind("STRING"),
     )
-    io.Float.Output = Output
     management = {
         "get_torch_device": lambda: cpu,
         "unet_offload_device": lambda: cpu,
