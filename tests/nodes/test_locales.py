@@ -13,8 +13,8 @@ from pack import ROOT, Pack
 FOLDER = ROOT / "locales"
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es")
 NAMES = re.compile(
-    r"gendr-mini[a-z0-9-]*|\.safetensors|models/\w+|\bwavelet\b|\badain\b|\blab\b|\bycbcr\b|\bwindows\b|"
-    r"GenDR|SD2\.x|CLIP|KSampler|RGBA|GiB|TFLOP"
+    r"gendr-mini[a-z0-9-]*|\.safetensors|models/[a-z_]+|GenDR|SD2\.x|CLIP|KSampler|RGBA|GiB|TFLOP"
+    "|(?:wavelet|adain|lab|ycbcr|none|windows|full|auto|whole|tiles)(?= ?[:\uff1a])"
 )
 """What no language translates: files, folders, values of widgets, names of other things."""
 
