@@ -42,6 +42,9 @@ WORDS = {
 }
 """What a file may hold, in words."""
 
+WANTED: dict[Kind, str] = {"unet": "a UNet of SD2.1's kind", "vae16": "a VAE"}
+"""What GenDR runs, in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -78,7 +81,7 @@ def locate(kind: Kind, shapes: Mapping[str, Shape]) -> Located:
     layout = _layout(kind, stripped)
     if layout is None or kind not in contents:
         raise CheckpointError(
-            f"expected {WORDS[kind]}, got {WORDS[contents[0]]}: choose a file that holds {WORDS[kind]}"
+            f"expected {WANTED[kind]}, got {WORDS[contents[0]]}: choose a file that holds {WANTED[kind]}"
         )
     rename = _renamer(kind, layout, stripped)
     sources: dict[str, str] = {}

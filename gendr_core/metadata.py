@@ -296,5 +296,9 @@ def _require(present: Collection[str], expected: Collection[str]) -> None:
         return
     givable = {field.name for field in fields(SpecOverrides)}
     call = ", ".join(f"{name}=..." for name in missing)
-    way = f"give SpecOverrides({call})" if set(missing) <= givable else "write the file again with all of its metadata"
+    way = (
+        f"choose a file that was made for GenDR, or from Python give SpecOverrides({call})"
+        if set(missing) <= givable
+        else "write the file again with all of its metadata"
+    )
     raise CheckpointError(f"the file does not say {', '.join(missing)}: {way}")

@@ -7,7 +7,7 @@ An image is [B, H, W, C] in 0 to 1, as ComfyUI has it; pixels are [B, 3, H, W] i
 import torch
 from torch import Tensor
 
-from .errors import ImageError
+from .errors import ImageError, ShapeError
 from .geometry import Extent, Padding, Span, partition
 
 IMAGE_CHANNELS = (1, 3, 4)
@@ -34,9 +34,10 @@ def check_image(image: Tensor) -> None:
     """
     shape = tuple(image.shape)
     if image.ndim != 4:
+        way = "add a batch dimension" if image.ndim < 4 else "give the frames of a video as one batch"
         raise ImageError(
             f"expected an image of 4 dimensions [batch, height, width, channels], got {image.ndim} with shape {shape}:"
-            " add a batch dimension with image[None]"
+            f" {way}"
         )
     if shape[3] not in IMAGE_CHANNELS:
         raise ImageError(
@@ -56,6 +57,23 @@ def check_image(image: Tensor) -> None:
             f"expected finite values, got {num_bad} of {image.numel()} that are NaN or infinite:"
             " check the step that made this image"
         )
+
+
+def check_latent(latent: Tensor) -> None:
+    """Return if ``latent`` can be a batch of latents: [B, C, h, w], floating point, not empty.
+
+    Raises:
+        ShapeError: it is something else.
+    """
+    shape = tuple(latent.shape)
+    if latent.ndim != 4:
+        way = "take single frames of a video's latent" if latent.ndim > 4 else "add what is missing"
+        raise ShapeError(
+            f"expected a latent of 4 dimensions [batch, channels, height, width], got {latent.ndim} with shape {shape}:"
+            f" {way}"
+        )
+    if latent.numel() == 0 or not latent.is_floating_point():
+        raise ShapeError(f"expected floating point latents, at least one cell, got {latent.dtype} of shape {shape}")
 
 
 def to_planes(image: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from .spec import PIXEL_CHANNELS, ModelSpec, UNetArch, VAEArch
 KNOWN_VAE_SCALING = {57_266_643: 0.2614, 83_653_863: 0.18215}
 """Scaling factor by number of parameters: VAE16 (algorithm.md A1) and the 4-channel VAE of SD 1 and 2."""
 
+OTHER_VAES = {83_819_683: "the VAE of SD3 or FLUX"}
+"""By number of parameters: as many latent channels as VAE16, which mean something else."""
+
 GENDR_CHANNELS = 16
 """Latent channels of GenDR, whose paper says how such a UNet is run (algorithm.md A2)."""
 
@@ -109,7 +112,16 @@ def unstated_unet(arch: UNetArch) -> dict[str, object]:
 
 
 def unstated_vae(num_parameters: int) -> dict[str, object]:
-    """Return the VAE's scaling factor by the spec's name, or nothing where the number of parameters is not known."""
+    """Return the VAE's scaling factor by the spec's name, or nothing where the number of parameters is not known.
+
+    Raises:
+        CheckpointError: it is a VAE that is easily mistaken for VAE16.
+    """
+    if num_parameters in OTHER_VAES:
+        raise CheckpointError(
+            f"expected VAE16 (vae-kl-f8-d16, 57,266,643 parameters), got {OTHER_VAES[num_parameters]}"
+            f" ({num_parameters:,} parameters), whose latents no GenDR model knows: choose the model's own VAE"
+        )
     return {"latent_scaling": KNOWN_VAE_SCALING[num_parameters]} if num_parameters in KNOWN_VAE_SCALING else {}
 
 

@@ -13,6 +13,7 @@ from ..gendr_core.config import ColorMethod
 from ..gendr_core.finish import check_count
 from ..gendr_core.geometry import Extent
 from ..gendr_core.prepare import prepare, restore_layout
+from ..gendr_core.tensors import check_image
 from .frames import each_frame
 from .host import host_for
 from .sockets import image_input, node_schema
@@ -51,6 +52,8 @@ class MatchColor(io.ComfyNode):
     @classmethod
     def execute(cls, image: "Tensor", reference: "Tensor", color: ColorMethod) -> io.NodeOutput:
         """Match every image of the batch with its reference."""
+        check_image(image)
+        check_image(reference)
         check_count("reference", reference, image.shape[0])
         return io.NodeOutput(each_frame(partial(_match_frame, method=color), host_for(), image, reference))
 

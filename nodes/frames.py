@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..gendr_core.backoff import Ladder, run_stage
 from ..gendr_core.config import RestoreOptions
-from ..gendr_core.finish import GuideShapes
+from ..gendr_core.finish import Guides, GuideShapes
 from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter, SilentProgress
 from ..gendr_core.memory import format_bytes
@@ -31,6 +31,14 @@ def image_task(image: Tensor, guides: GuideShapes = NO_GUIDES) -> Task:
     """Return the task of restoring ``image`` [B, H, W, C] beside these guides."""
     num_frames, height, width, channels = image.shape
     return Task(source=Extent(height, width), channels=channels, frames=num_frames, guides=guides)
+
+
+def guides_of(mask: Tensor | None, color_reference: Tensor | None) -> Guides:
+    """Return the pictures beside an image; a mask of another number of axes is read as the host's own nodes do."""
+    return Guides(
+        mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]),
+        color_reference=color_reference,
+    )
 
 
 def latent_extent(samples: Tensor) -> Extent:

@@ -17,7 +17,7 @@ from ..gendr_core.geometry import Padding
 from ..gendr_core.planner import Planner
 from ..gendr_core.prepare import Prepared, prepare, restore_layout
 from ..gendr_core.step import one_step
-from ..gendr_core.tensors import check_image, crop, to_image
+from ..gendr_core.tensors import check_image, check_latent, crop, to_image
 from .frames import image_task, latent_extent, latent_planner, run_frames
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import image_input, model_input, node_schema, vae_input
@@ -116,7 +116,7 @@ class OneStep(io.ComfyNode):
         cls, latent: dict[str, Any], model: HostedUNet, guidance: float, **memory: "Unpack[MemoryWidgets]"
     ) -> io.NodeOutput:
         """Restore the batch."""
-        host, samples = host_for(model), latent["samples"]
+        host, samples = host_for(model), _samples_of(latent)
         options = latent_options(guidance=guidance, memory=memory_options(**memory))
         planner = latent_planner(samples, model.unet, None, options, host=host)
         stage = partial(one_step, unet=model.unet, guidance=options.guidance)
@@ -151,12 +151,23 @@ class Decode(io.ComfyNode):
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Decode the batch."""
-        frame, samples = _frame_of(latent), latent["samples"]
+        samples = _samples_of(latent)
+        frame = _frame_of(latent)
         host, vae16 = host_for(model, vae), gendr_vae(vae)
         planner = latent_planner(samples, model.unet, vae16, latent_options(memory=memory_options(**memory)), host=host)
         stage = partial(decode, back=model.unet.spec.back, vae=vae16)
         pixels = run_frames("decode", planner.decode, host, stage, samples)
         return io.NodeOutput(restore_layout(crop(pixels, frame.padding, frame.extent), frame))
+
+
+def _samples_of(latent: dict[str, Any]) -> "Tensor":
+    """Return the latents [B, C, h, w], float32; those of a host that keeps halves are widened.
+
+    Raises:
+        ShapeError: they are no batch of single frames.
+    """
+    check_latent(latent["samples"])
+    return latent["samples"].float()
 
 
 def _without_pictures(prepared: Prepared) -> Prepared:

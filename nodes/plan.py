@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from ..gendr_core.config import ColorMethod
-from ..gendr_core.finish import Guides
 from ..gendr_core.memory import format_bytes
 from ..gendr_core.pipeline import check_pair
 from ..gendr_core.planner import Planner
 from ..gendr_core.tensors import check_image
-from .frames import image_task
+from .frames import guides_of, image_task
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import guide_inputs, image_input, model_input, node_schema, vae_input
 from .widgets import (
@@ -88,7 +87,7 @@ class Plan(io.ComfyNode):
     ) -> io.NodeOutput:
         """Plan for the batch."""
         check_image(image)
-        guides = Guides(mask=mask, color_reference=color_reference)
+        guides = guides_of(mask, color_reference)
         guides.check(len(image))
         unet, vae16 = model.unet, gendr_vae(vae)
         check_pair(unet, vae16)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..gendr_core.config import ColorMethod
-from ..gendr_core.finish import Guides
 from ..gendr_core.pipeline import restore
+from .frames import guides_of
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import guide_inputs, image_input, model_input, node_schema, vae_input
 from .widgets import (
@@ -81,5 +81,5 @@ class Restore(io.ComfyNode):
         """Restore the batch."""
         finish = {"color": color, "detail": detail, "feather": feather}
         options = restore_options(size, factor, edge, guidance=guidance, memory=memory_options(**memory), **finish)
-        host, guides = host_for(model, vae), Guides(mask=mask, color_reference=color_reference)
+        host, guides = host_for(model, vae), guides_of(mask, color_reference)
         return io.NodeOutput(restore(image, model.unet, gendr_vae(vae), options, host=host, guides=guides))

@@ -111,7 +111,7 @@ def test_convolutional_projections_become_linear(path: Path) -> None:
 def test_vae_scaling_must_be_known_or_given(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file(vae_to_ldm(vae_state(PLAIN_VAE), 4), path)
     with pytest.raises(
-        CheckpointError, match=r"model.safetensors: the file does not say latent_scaling: give SpecOverrides"
+        CheckpointError, match=r"model.safetensors: the file does not say latent_scaling: .* give SpecOverrides"
     ):
         read_vae(path)
     assert read_vae(path, SpecOverrides(latent_scaling=0.3)).spec.latent_scaling == 0.3
@@ -166,7 +166,7 @@ def test_kinds_are_not_mixed_up(path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected kind 'vae16', got 'unet'"):
         read_vae(path)
     save_file(vae_state(PLAIN_VAE), path)
-    with pytest.raises(CheckpointError, match="expected a UNet, got a VAE"):
+    with pytest.raises(CheckpointError, match=r"expected a UNet of SD2\.1's kind, got a VAE"):
         read_unet(path)
     save_file({"text_model.embeddings.weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="expected a VAE, got a text encoder"):

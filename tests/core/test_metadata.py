@@ -95,7 +95,7 @@ WRONG = {
     "kind": ({"kind": "vae16"}, "expected kind 'unet', got 'vae16'"),
     "no kind": ({"kind": None}, "expected kind 'unet', got None"),
     "unknown": ({"sigma": 1.0}, "format 1 has no metadata key 'sigma'"),
-    "missing": ({"latent_scaling": None}, r"does not say latent_scaling: give SpecOverrides\(latent_scaling=...\)"),
+    "missing": ({"latent_scaling": None}, r"does not say latent_scaling: .* give SpecOverrides\(latent_scaling=...\)"),
     "front gone": ({"front": None}, "does not say front: write the file again"),
     "float timestep": ({"timestep": 354.0}, "expected an integer as timestep of the UNet, got 354.0"),
     "bool timestep": ({"timestep": True}, "expected an integer as timestep of the UNet, got True"),

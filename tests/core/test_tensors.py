@@ -7,9 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendr_core import tensors
-from gendr_core.errors import ImageError
+from gendr_core.errors import ImageError, ShapeError
 from gendr_core.geometry import Extent, Padding
-from gendr_core.tensors import check_image, crop, luma, reflect_pad, row_bands, to_image, to_pixels, to_planes
+from gendr_core.tensors import (
+    check_image,
+    check_latent,
+    crop,
+    luma,
+    reflect_pad,
+    row_bands,
+    to_image,
+    to_pixels,
+    to_planes,
+)
 
 sides = st.integers(0, 70)
 paddings = st.builds(Padding, left=sides, right=sides, top=sides, bottom=sides)
@@ -24,7 +34,8 @@ def test_images_pass(channels: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.rand(4, 4, 3), r"4 dimensions.*got 3 with shape \(4, 4, 3\)"),
+        (torch.rand(4, 4, 3), r"4 dimensions.*got 3 with shape \(4, 4, 3\): add a batch dimension"),
+        (torch.rand(1, 2, 4, 4, 3), r"got 5 with shape \(1, 2, 4, 4, 3\): give the frames of a video as one batch"),
         (torch.rand(1, 3, 4, 5), r"1, 3 or 4 channels.*got 5"),
         (torch.rand(1, 4, 4, 2), r"1, 3 or 4 channels.*got 2"),
         (torch.rand(0, 4, 4, 3), r"at least one image.*\(0, 4, 4, 3\)"),
@@ -36,6 +47,19 @@ def test_images_pass(channels: int, dtype: torch.dtype) -> None:
 def test_other_tensors_are_refused_with_numbers(image: torch.Tensor, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         check_image(image)
+
+
+def test_latents_are_batches_of_single_frames() -> None:
+    for dtype in (torch.float16, torch.float32):
+        check_latent(torch.zeros(2, 16, 1, 3, dtype=dtype))
+    for latent, message in (
+        (torch.zeros(1, 16, 5, 8, 8), r"got 5 with shape \(1, 16, 5, 8, 8\): take single frames"),
+        (torch.zeros(16, 8, 8), r"got 3 with shape \(16, 8, 8\): add what is missing"),
+        (torch.zeros(0, 16, 8, 8), r"at least one cell, got torch.float32 of shape \(0, 16, 8, 8\)"),
+        (torch.zeros(1, 16, 8, 8, dtype=torch.int64), "floating point latents.*got torch.int64"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            check_latent(latent)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

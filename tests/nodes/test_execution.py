@@ -151,6 +151,51 @@ def test_restore_takes_a_mask_a_colour_reference_and_a_strength_of_detail(pack: 
         run(pack, "GenDR_Restore", mask=torch.ones(3, 8, 8), **inputs)
 
 
+@pytest.mark.parametrize("shape", [(16, 24), (1, 1, 16, 24)])
+def test_masks_are_read_as_the_hosts_nodes_read_them(pack: Pack, model: Any, shape: tuple[int, ...]) -> None:
+    mask = image_of(16, 24, 1)[..., 0]
+    inputs = {"image": image_of(8, 12), "model": model, "color": "wavelet", **PLAIN, **SIZE}
+    (expected,) = run(pack, "GenDR_Restore", mask=mask, **inputs)
+    assert torch.equal(run(pack, "GenDR_Restore", mask=mask.reshape(shape), **inputs)[0], expected)
+
+
+def test_halves_are_taken_where_the_host_keeps_images_and_latents_so(pack: Pack, model: Any) -> None:
+    image, mask, colors = image_of(9, 14), image_of(9, 14, 1, batch=1)[..., 0], image_of(5, 6)
+    inputs = {"model": model, "color": "wavelet", **PLAIN, **SIZE}
+    given = {"image": image, "mask": mask, "color_reference": colors}
+    (expected,) = run(pack, "GenDR_Restore", **inputs, **given)
+    halves = {name: tensor.half() for name, tensor in given.items()}
+    (restored,) = run(pack, "GenDR_Restore", **inputs, **halves)
+    assert restored.dtype == torch.float32
+    torch.testing.assert_close(restored, expected, rtol=0, atol=5e-3)
+    latent, reference = run(pack, "GenDR_Encode", image=image.half(), model=model, **SIZE)
+    assert (latent["samples"].dtype, reference.dtype) == (torch.float32, torch.float32)
+    samples = {**latent, "samples": latent["samples"].half()}
+    (stepped,) = run(pack, "GenDR_OneStep", latent=samples, model=model, guidance=0.0)
+    (decoded,) = run(pack, "GenDR_Decode", latent={**stepped, "samples": stepped["samples"].half()}, model=model)
+    (matched,) = run(pack, "GenDR_MatchColor", image=decoded.half(), reference=reference.half(), color="wavelet")
+    assert matched.dtype == torch.float32
+
+
+@pytest.mark.parametrize("node_id", ["GenDR_Restore", "GenDR_Plan", "GenDR_Encode", "GenDR_MatchColor"])
+def test_a_video_is_refused_where_a_batch_of_images_goes(pack: Pack, model: Any, node_id: str) -> None:
+    video = image_of(4, 4, batch=2)[None]
+    inputs: dict[str, Any] = {"model": model, **SIZE}
+    if node_id == "GenDR_MatchColor":
+        inputs = {"reference": image_of(4, 4), "color": "adain"}
+    elif node_id != "GenDR_Encode":
+        inputs |= {"color": "wavelet", **PLAIN}
+    with pytest.raises(ValueError, match=r"got 5 with shape .*: give the frames of a video as one batch"):
+        run(pack, node_id, image=video, **inputs)
+
+
+@pytest.mark.parametrize("node_id", ["GenDR_OneStep", "GenDR_Decode"])
+def test_the_latent_of_a_video_is_refused(pack: Pack, model: Any, node_id: str) -> None:
+    inputs = {"guidance": 0.0} if node_id == "GenDR_OneStep" else {}
+    with pytest.raises(ValueError, match=r"got 5 with shape .*: take single frames"):
+        run(pack, node_id, latent={"samples": torch.zeros(1, 192, 3, 2, 2)}, model=model, **inputs)
+
+
 def test_missing_and_foreign_vaes_are_named(pack: Pack) -> None:
     (model,) = run(pack, "GenDR_LoadUNet", unet=LATENT)
     inputs = {"image": image_of(8, 8), "model": model, "color": "none", **PLAIN, **SIZE}
