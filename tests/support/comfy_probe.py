@@ -51,6 +51,24 @@ class ProbePrompt:
         return ([[prompt, {"pooled_output": None}]],)
 
 
+class ProbeImages:
+    """Gives a list of random images, one for each size."""
+
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "images"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        """Return the inputs."""
+        return {"required": {"sizes": ("STRING",)}}
+
+    def images(self, sizes: str) -> tuple[list[torch.Tensor]]:
+        """Return images [1, H, W, 3] for sizes such as ``8x6 3x3``, width first."""
+        extents = [tuple(map(int, size.split("x"))) for size in sizes.split()]
+        return ([torch.rand(1, height, width, 3) for width, height in extents],)
+
+
 @PromptServer.instance.routes.get("/probe")
 async def probe(_request: web.Request) -> web.Response:
     """Return the loaded models and the living networks of the pack; the planner's, without memory, do not count."""
@@ -75,4 +93,4 @@ async def progress(_request: web.Request) -> web.Response:
     return web.json_response({name: state["value"] / state["max"] for name, state in nodes.items()})
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbePrompt": ProbePrompt}
+NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbePrompt": ProbePrompt, "ProbeImages": ProbeImages}

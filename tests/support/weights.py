@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from networks import seeded, tiny_unet
+from safetensors.torch import save_file
 
 from gendr_core.checkpoint import write_unet, write_vae
 from gendr_core.nets import VAE
@@ -31,6 +33,9 @@ WRONG_UNETS = {
     "pickle": "expected a safetensors file",
     "absurd": "expected a safetensors file",
     "vae": "expected kind 'unet', got 'vae16'",
+    "sdxl": "expected a UNet of SD2.1's kind, got a UNet with extra conditioning, such as SDXL's",
+    "flux": "expected a UNet of SD2.1's kind, got a diffusion transformer",
+    "lora": "expected a UNet of SD2.1's kind, got a LoRA",
 }
 """Names of wrong files in the UNet folder and what their error says."""
 
@@ -49,4 +54,12 @@ def write_wrong_weights(models: Path) -> None:
     }
     for name, content in contents.items():
         (unets / f"{name}.safetensors").write_bytes(content)
+    unet = tiny_unet(4).network.state_dict()
+    foreign = {
+        "sdxl": {**unet, "add_embedding.linear_1.weight": torch.zeros(2, 2)},
+        "flux": {"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)},
+        "lora": {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2, 2)},
+    }
+    for name, state in foreign.items():
+        save_file(state, unets / f"{name}.safetensors")
     (vaes / "unet.safetensors").write_bytes(whole)
