@@ -278,9 +278,7 @@ def _load(text: str) -> dict[str, object]:
 def _arch(values: Mapping[str, object], expected: Collection[str]) -> _Fields:
     arch = values.get("arch")
     if not isinstance(arch, dict):
-        raise CheckpointError(
-            f"expected an object as arch in the GenDR metadata, got {arch!r:.80}: the file is damaged"
-        )
+        raise CheckpointError(f"expected an object as arch in the metadata, got {arch!r:.80}: the file is damaged")
     arch = cast("dict[str, object]", arch)
     for problem, names in (("lacks", set(expected) - arch.keys()), ("has the unknown", arch.keys() - set(expected))):
         if names:
@@ -294,11 +292,8 @@ def _require(present: Collection[str], expected: Collection[str]) -> None:
     missing = sorted(set(expected) - set(present) - TEXT_FIELDS - {"arch"})
     if not missing:
         return
-    givable = {field.name for field in fields(SpecOverrides)}
     call = ", ".join(f"{name}=..." for name in missing)
-    way = (
-        f"choose a file that was made for GenDR, or from Python give SpecOverrides({call})"
-        if set(missing) <= givable
-        else "write the file again with all of its metadata"
-    )
+    way = "write the file again with all of its metadata"
+    if set(missing) <= {field.name for field in fields(SpecOverrides)}:
+        way = f"choose a file that was made for GenDR, or from Python give SpecOverrides({call})"
     raise CheckpointError(f"the file does not say {', '.join(missing)}: {way}")
