@@ -16,7 +16,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 OLDEST_PYTHON = (3, 10)
 EXTRAS = {"demo": "", "test": "[test]"}
-INPUTS = ("pyproject.toml", "requirements.txt", "constraints.txt")
+INPUTS = ("pyproject.toml", "constraints.txt")
 
 # pytest comes last, so that its closing line is the last of the output. Called by its own name and not through
 # "python -m", which would put this folder on sys.path and its nodes/ in the place of ComfyUI's.
