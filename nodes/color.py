@@ -3,7 +3,6 @@
 Role: after ``latent.Decode``, with the reference from ``latent.Encode``; ``restore`` does the same inside.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -14,7 +13,7 @@ from ..gendr_core.finish import check_count
 from ..gendr_core.geometry import Extent
 from ..gendr_core.prepare import prepare, restore_layout
 from ..gendr_core.tensors import check_image
-from .frames import each_frame
+from .frames import each_frame, one_of
 from .host import host_for
 from .sockets import image_input, node_schema
 from .widgets import color_input
@@ -55,7 +54,11 @@ class MatchColor(io.ComfyNode):
         check_image(image)
         check_image(reference)
         check_count("reference", reference, image.shape[0])
-        return io.NodeOutput(each_frame(partial(_match_frame, method=color), host_for(), image, reference))
+
+        def match(index: int) -> "Tensor":
+            return _match_frame(one_of(image, index), one_of(reference, index), color)
+
+        return io.NodeOutput(each_frame(len(image), host_for(), match))
 
 
 def _match_frame(image: "Tensor", reference: "Tensor", method: ColorMethod) -> "Tensor":

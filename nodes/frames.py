@@ -19,6 +19,7 @@ from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter, SilentProgress
 from ..gendr_core.memory import format_bytes
 from ..gendr_core.model import GenDRUNet, GenDRVAE
+from ..gendr_core.plan import StagePlan
 from ..gendr_core.planner import Planner, Task
 from ..gendr_core.spec import SPATIAL_FACTOR
 
@@ -55,16 +56,20 @@ def latent_planner(
 
 
 def run_frames(
-    name: Literal["encode", "step", "decode"], ladder: Ladder, host: Host, compute: Callable[..., Tensor], batch: Tensor
+    name: Literal["encode", "step", "decode"],
+    ladder: Ladder,
+    host: Host,
+    num_frames: int,
+    compute: Callable[[int, StagePlan, Meter], Tensor],
 ) -> Tensor:
-    """Return the results of a stage on every image of ``batch``, as ``each_frame``.
+    """Return the results of a stage on every frame, as ``each_frame``.
 
     Args:
         name: of the stage, for the log.
         ladder: of the stage; climbed down where memory runs out.
         host: told of the work done and asked in between.
-        compute: the stage; takes one image [1, ...], ``plan`` and ``meter``.
-        batch: [B, ...], B at least 1.
+        num_frames: at least 1.
+        compute: the stage, for the frame of that index.
 
     Raises:
         OutOfMemoryError: the stage fits in no way.
@@ -73,32 +78,40 @@ def run_frames(
     _log.info(
         "%s: %d x %s, about %s, %.4g TFLOP",
         name,
-        len(batch),
+        num_frames,
         way.describe() if name == "step" else way.describe_bands(),
         format_bytes(way.activation_bytes),
-        len(batch) * way.flops / 1e12,
+        num_frames * way.flops / 1e12,
     )
-    meter = Meter(host, len(batch) * way.flops)
+    meter = Meter(host, num_frames * way.flops)
 
-    def stage(frame: Tensor) -> Tensor:
-        return run_stage(ladder, meter, lambda plan: compute(frame, plan=plan, meter=meter))
+    def stage(index: int) -> Tensor:
+        return run_stage(ladder, meter, lambda plan: compute(index, plan, meter))
 
-    # The meter knows better how far the work is than the number of images.
-    return each_frame(stage, replace(host, progress=SilentProgress()), batch)
+    # The meter knows better how far the work is than the number of frames.
+    return each_frame(num_frames, replace(host, progress=SilentProgress()), stage)
 
 
-def each_frame(stage: Callable[..., Tensor], host: Host, batch: Tensor, *others: Tensor) -> Tensor:
-    """Return the results of ``stage`` on every image of ``batch``, as one float32 batch on the CPU.
+def each_frame(num_frames: int, host: Host, stage: Callable[[int], Tensor]) -> Tensor:
+    """Return the results of ``stage`` on every frame, as one float32 batch on the CPU.
 
     Args:
-        stage: takes one image [1, ...] of each batch and returns one result [1, ...].
-        host: told of every image done and asked before each one.
-        batch: [B, ...], B at least 1.
-        others: further batches; of the same length, or of length 1 for all.
+        num_frames: at least 1.
+        host: told of every frame done and asked before each one.
+        stage: returns the result [1, ...] for the frame of that index, of the same shape for all.
     """
-    results: list[Tensor] = []
-    for index in range(batch.shape[0]):
+    batch = torch.empty(0)
+    for index in range(num_frames):
         host.interrupt.check()
-        results.append(stage(*(part[index % len(part)][None] for part in (batch, *others))).to("cpu", torch.float32))
-        host.progress.update(index + 1, batch.shape[0])
-    return torch.cat(results) if len(results) > 1 else results[0]
+        result = stage(index)
+        if index == 0:
+            # Each in its place at once: a list of results would be there a second time when it is joined.
+            batch = torch.empty(num_frames, *result.shape[1:])
+        batch[index : index + 1] = result
+        host.progress.update(index + 1, num_frames)
+    return batch
+
+
+def one_of(batch: Tensor, index: int) -> Tensor:
+    """Return what belongs to the frame of that index, [1, ...]; a batch of one serves all frames."""
+    return batch[index % len(batch)][None]

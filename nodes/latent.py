@@ -5,9 +5,9 @@ the samples, what Decode needs to give back the promised size and the alpha; cor
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy_api.latest import io
 
 from ..gendr_core.decode import decode
@@ -18,7 +18,7 @@ from ..gendr_core.planner import Planner
 from ..gendr_core.prepare import Prepared, prepare, restore_layout
 from ..gendr_core.step import one_step
 from ..gendr_core.tensors import check_image, check_latent, crop, to_image
-from .frames import image_task, latent_extent, latent_planner, run_frames
+from .frames import image_task, latent_extent, latent_planner, one_of, run_frames
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import image_input, model_input, node_schema, vae_input
 from .widgets import (
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
+    from ..gendr_core.host import Meter
+    from ..gendr_core.plan import StagePlan
     from .widgets import MemoryWidgets
 
 FRAME_KEY = "gendr_frame"
@@ -85,11 +87,17 @@ class Encode(io.ComfyNode):
         host, unet, vae16 = host_for(model, vae), model.unet, gendr_vae(vae)
         options = restore_options(size, factor, edge, memory=memory_options(**memory))
         planner = Planner(unet, vae16, image_task(image), options, host=host)
-        ladder, prepared = planner.encode, prepare(image, planner.output)
-        stage = partial(encode, front=unet.spec.front, vae=vae16)
-        samples = run_frames("encode", ladder, host, stage, prepared.pixels)
-        latent = {"samples": samples, FRAME_KEY: _without_pictures(prepared)}
-        return io.NodeOutput(latent, to_image(prepared.reference))
+        references = torch.empty(len(image), planner.output.height, planner.output.width, 3)
+        frames: list[Prepared] = []
+
+        def encode_frame(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
+            prepared = prepare(one_of(image, index), planner.output)
+            references[index : index + 1] = to_image(prepared.reference)
+            frames[index:] = [_without_pictures(prepared)]
+            return encode(prepared.pixels, unet.spec.front, vae16, plan=plan, meter=meter)
+
+        samples = run_frames("encode", planner.encode, host, len(image), encode_frame)
+        return io.NodeOutput({"samples": samples, FRAME_KEY: _joined(frames)}, references)
 
 
 class OneStep(io.ComfyNode):
@@ -119,8 +127,11 @@ class OneStep(io.ComfyNode):
         host, samples = host_for(model), _samples_of(latent)
         options = latent_options(guidance=guidance, memory=memory_options(**memory))
         planner = latent_planner(samples, model.unet, None, options, host=host)
-        stage = partial(one_step, unet=model.unet, guidance=options.guidance)
-        return io.NodeOutput({**latent, "samples": run_frames("step", planner.step, host, stage, samples)})
+
+        def step(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
+            return one_step(one_of(samples, index), model.unet, guidance=options.guidance, plan=plan, meter=meter)
+
+        return io.NodeOutput({**latent, "samples": run_frames("step", planner.step, host, len(samples), step)})
 
 
 class Decode(io.ComfyNode):
@@ -155,9 +166,13 @@ class Decode(io.ComfyNode):
         frame = _frame_of(latent)
         host, vae16 = host_for(model, vae), gendr_vae(vae)
         planner = latent_planner(samples, model.unet, vae16, latent_options(memory=memory_options(**memory)), host=host)
-        stage = partial(decode, back=model.unet.spec.back, vae=vae16)
-        pixels = run_frames("decode", planner.decode, host, stage, samples)
-        return io.NodeOutput(restore_layout(crop(pixels, frame.padding, frame.extent), frame))
+
+        def decode_frame(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
+            pixels = decode(one_of(samples, index), model.unet.spec.back, vae16, plan=plan, meter=meter)
+            alpha = None if frame.alpha is None else one_of(frame.alpha, index)
+            return restore_layout(crop(pixels, frame.padding, frame.extent), replace(frame, alpha=alpha))
+
+        return io.NodeOutput(run_frames("decode", planner.decode, host, len(samples), decode_frame))
 
 
 def _samples_of(latent: dict[str, Any]) -> "Tensor":
@@ -174,6 +189,12 @@ def _without_pictures(prepared: Prepared) -> Prepared:
     """Return what Decode needs; the samples and the reference output already carry the pictures."""
     nothing = prepared.pixels.new_empty(0)
     return replace(prepared, pixels=nothing, reference=nothing)
+
+
+def _joined(frames: "list[Prepared]") -> Prepared:
+    """Return the frames of a batch as one."""
+    alphas = [frame.alpha for frame in frames if frame.alpha is not None]
+    return replace(frames[0], alpha=torch.cat(alphas) if alphas else None)
 
 
 def _frame_of(latent: dict[str, Any]) -> Prepared:
