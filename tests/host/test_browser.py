@@ -121,10 +121,10 @@ def test_a_template_is_opened_and_run_in_two_actions(comfy: Server, page: Any, p
     page.keyboard.press("Escape")
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(2 * SECONDS)
-    picture = page.screenshot()
+    picture = page.screenshot(type="jpeg", quality=80)
     if rewrite:
         PICTURES.mkdir(exist_ok=True)
-        (PICTURES / f"{path.stem}.png").write_bytes(picture)
+        (PICTURES / f"{path.stem}.jpg").write_bytes(picture)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
