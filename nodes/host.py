@@ -67,8 +67,15 @@ class HostOperations:
 
     @staticmethod
     def weights(layer: torch.nn.Module, like: "Tensor", /) -> "tuple[Tensor, Tensor | None]":
-        """Return weight and bias of ``layer``, on the device and in the dtype of ``like``."""
-        return comfy.ops.cast_bias_weight(layer, like)
+        """Return weight and bias of ``layer``, on the device and in the dtype of ``like``, to be kept."""
+        if not hasattr(comfy.ops, "uncast_bias_weight"):
+            return comfy.ops.cast_bias_weight(layer, like)
+        # Later hosts lend: a buffer that a layer soon after is copied into, or memory that they cannot free until it is
+        # given back. Bands hold weights for longer than that, so what is lent is copied.
+        weight, bias, lease = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+        kept = weight if weight is layer.weight else weight.clone(), bias if bias is layer.bias else bias.clone()
+        comfy.ops.uncast_bias_weight(layer, weight, bias, lease)
+        return kept
 
 
 def weight_files(folder: str) -> list[str]:
@@ -280,18 +287,8 @@ def _patcher(network: torch.nn.Module, device: torch.device, offload_device: tor
 
 def _empty_vae(device: torch.device, dtype: torch.dtype) -> HostedVAE:
     """Return a VAE object with 8 pixels per latent cell around the smallest network that its constructor takes."""
-    ddconfig = {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 8,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
+    ddconfig: dict[str, object] = {"double_z": True, "z_channels": 4, "resolution": 8, "in_channels": 3, "out_ch": 3}
+    ddconfig |= {"ch": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     params = {"ddconfig": ddconfig, "embed_dim": 4}
     # With its own weights the constructor finds nothing missing and logs nothing.
     weights = comfy.ldm.models.autoencoder.AutoencoderKL(**params).state_dict()

@@ -132,6 +132,31 @@ def test_weights_that_the_device_cannot_compute_in_are_cast_as_they_are_used(
     torch.testing.assert_close(banded(hosted, half.unet, latent), expected, rtol=0, atol=2e-2)
 
 
+def test_weights_that_the_host_lends_are_copied_and_given_back(
+    hosted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.ops
+
+    model = hosted.load_hosted_unet(LATENT)
+    latent, context = torch.randn(1, 16, 8, 8), model.unet.positive[None]
+    expected = model.unet.network(latent, 354, context)
+    # As hosts with dynamic VRAM do where weights do not fit: those of all layers go through the same buffers.
+    buffers, leases = (torch.empty(2**18), torch.empty(2**12)), []
+
+    def lend(layer: Any, _like: torch.Tensor, offloadable: bool = False) -> tuple[Any, ...]:
+        own = zip(buffers, (layer.weight, layer.bias), strict=True)
+        lent = [None if x is None else to[: x.numel()].copy_(x.flatten()).view(x.shape) for to, x in own]
+        leases.extend([layer] * offloadable)
+        return (*lent, layer) if offloadable else tuple(lent)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", lend)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda *lent: leases.remove(lent[-1]), raising=False)
+    for layer in model.unet.network.modules():
+        layer.comfy_cast_weights = True
+    torch.testing.assert_close(banded(hosted, model.unet, latent), expected, rtol=0, atol=1e-4)
+    assert not leases
+
+
 def test_room_is_what_unloading_everything_else_would_leave(
     hosted: ModuleType, vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,14 +84,15 @@ def test_a_list_of_images_of_different_sizes_is_restored_one_by_one(server: Serv
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
 def test_files_of_every_kind_are_restored(server: Server, mode: str) -> None:
-    pixels = noise(7, 11) if mode not in ("RGBA",) else noise(7, 11, 4)
+    # Later hosts cannot read gray files that are much smaller than 32 pixels.
+    pixels = noise(24, 40, 4) if mode == "RGBA" else noise(24, 40)
     image = Image.fromarray(pixels)
     image = Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     image.save(server.base / "input" / "kind.png")
     graph = restoring(image=["image", 0])
     graph["image"] = node("LoadImage", image="kind.png")
     server.run(graph)
-    assert server.floats("restored").shape == (1, 14, 22, 3)
+    assert server.floats("restored").shape == (1, 48, 80, 3)
 
 
 def test_alpha_that_is_joined_again_goes_through(server: Server) -> None:
