@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import ColorMethod
 from .errors import ImageError
 from .geometry import Span, partition
+from .host import NEVER, Interrupt
 from .tensors import luma, row_bands
 
 LOW_PASS_STEPS = (1, 2, 4, 8, 16)
@@ -60,7 +61,9 @@ def plane_rows(plane: Tensor) -> int:
     return max(2 * LOW_PASS_REACH, len(row_bands(plane)[0]))
 
 
-def coarse_bands(pixels: Tensor, reference: Tensor, num_rows: int) -> Iterator[tuple[Span, Tensor, Tensor]]:
+def coarse_bands(
+    pixels: Tensor, reference: Tensor, num_rows: int, interrupt: Interrupt = NEVER
+) -> Iterator[tuple[Span, Tensor, Tensor]]:
     """Yield every band of rows with ``reference - pixels`` in it and the low-pass of that, in bands of ``num_rows``.
 
     Every band takes 31 rows more on each side where the frame goes on, which makes it exact to the last bit. A band of
@@ -70,10 +73,12 @@ def coarse_bands(pixels: Tensor, reference: Tensor, num_rows: int) -> Iterator[t
         pixels: [B, C, H, W].
         reference: [B, C, H, W].
         num_rows: rows of a band, at least 1.
+        interrupt: asked before every band.
     """
     height = pixels.shape[2]
     known, difference = Span(0, 0), pixels[:, :, :0]
     for band in partition(height, num_rows):
+        interrupt.check()
         around = band.widened(LOW_PASS_REACH, LOW_PASS_REACH, height)
         # The rows above are kept from the band before: in ``pixels`` they may be overwritten by now.
         kept = difference[:, :, around.start - known.start :]
@@ -84,7 +89,7 @@ def coarse_bands(pixels: Tensor, reference: Tensor, num_rows: int) -> Iterator[t
         yield band, difference[:, :, inside], low_pass(difference)[:, :, inside]
 
 
-def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int) -> None:
+def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int, interrupt: Interrupt = NEVER) -> None:
     """Write ``pixels + low_pass(reference - pixels)`` into ``result``, in bands of ``num_rows`` rows.
 
     Args:
@@ -92,12 +97,13 @@ def add_coarse(pixels: Tensor, reference: Tensor, result: Tensor, num_rows: int)
         reference: [B, C, H, W].
         result: [B, C, H, W]; may be ``pixels``.
         num_rows: rows of a band, at least 1.
+        interrupt: asked before every band.
     """
-    for band, _, coarse in coarse_bands(pixels, reference, num_rows):
+    for band, _, coarse in coarse_bands(pixels, reference, num_rows, interrupt):
         torch.add(pixels[:, :, band.places], coarse, out=result[:, :, band.places])
 
 
-def _match_wavelet(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+def _match_wavelet(pixels: Tensor, reference: Tensor, result: Tensor, interrupt: Interrupt) -> None:
     """Put the pixels' detail on the reference's coarse part.
 
     out = (sr - L sr) + L lq = sr + L(lq - sr)   (StableSR, arXiv:2305.07015, the wavelet colour correction)
@@ -105,7 +111,7 @@ def _match_wavelet(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
     # Plane by plane: the same bytes then hold more rows, and the 62 around a band weigh less.
     for index, channel in product(range(pixels.shape[0]), range(pixels.shape[1])):
         plane, wanted, out = (x[index : index + 1, channel : channel + 1] for x in (pixels, reference, result))
-        add_coarse(plane, wanted, out, plane_rows(plane))
+        add_coarse(plane, wanted, out, plane_rows(plane), interrupt)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,13 +135,15 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(x.dtype), variance.to(x.dtype)
 
 
-def _match_adain(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+def _match_adain(pixels: Tensor, reference: Tensor, result: Tensor, interrupt: Interrupt) -> None:
     """Give the pixels the reference's mean and deviation in each channel.
 
     out = (sr - mu_sr) / sd_sr * sd_lq + mu_lq, sd = sqrt(unbiased variance + eps)   (arXiv:1703.06868, eq. 8)
     """
     mean, variance = _statistics(pixels)
+    interrupt.check()
     reference_mean, reference_variance = _statistics(reference)
+    interrupt.check()
     gain = (reference_variance + ADAIN_EPSILON).sqrt() / (variance + ADAIN_EPSILON).sqrt()
     for band in row_bands(pixels):
         out = result[:, :, band.places]
@@ -183,7 +191,7 @@ def match_histogram(values: Tensor, reference: Tensor) -> Tensor:
     return torch.empty_like(ranked).scatter_(0, order, ranked).view_as(values)
 
 
-def _match_lab(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+def _match_lab(pixels: Tensor, reference: Tensor, result: Tensor, interrupt: Interrupt) -> None:
     """Give the wavelet match the reference's a* and b* histograms and a fifth of its lightness histogram.
 
     a*, b* = matched; L* = 0.8 L* + 0.2 matched; clamped to -1 to 1   (SeedVR2's lab method)
@@ -191,33 +199,37 @@ def _match_lab(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
     Memory: one channel of one image at a time is matched, which takes about 36 bytes per pixel, as much as three
     frames. Sorting makes the time n log n.
     """
-    _match_wavelet(pixels, reference, result)
+    _match_wavelet(pixels, reference, result, interrupt)
     for band in row_bands(result):
+        interrupt.check()
         result[:, :, band.places] = rgb_to_lab(result[:, :, band.places])
     for index, (channel, kept) in product(range(result.shape[0]), enumerate(LAB_KEPT)):
         plane = result[index, channel]
         wanted = torch.empty_like(plane)
         # Converted anew for each channel: two planes less to keep, and little work beside the sorting.
         for band in row_bands(reference):
+            interrupt.check()
             wanted[band.places] = rgb_to_lab(reference[index : index + 1, :, band.places])[0, channel]
         matched = match_histogram(plane, wanted)
         plane.mul_(kept).add_(matched.mul_(1.0 - kept))
     for band in row_bands(result):
+        interrupt.check()
         result[:, :, band.places] = lab_to_rgb(result[:, :, band.places])
 
 
-def _match_ycbcr(pixels: Tensor, reference: Tensor, result: Tensor) -> None:
+def _match_ycbcr(pixels: Tensor, reference: Tensor, result: Tensor, interrupt: Interrupt) -> None:
     """Give the reference the pixels' luma: Cb and Cr from the reference, Y from the restored.
 
     In BT.601 full range Cb ~ B - Y and Cr ~ R - Y, so a change of Y alone adds the same to R, G and B:
     out = lq + Y(sr - lq).
     """
     for band in row_bands(pixels):
+        interrupt.check()
         wanted = reference[:, :, band.places]
         torch.add(wanted, luma(pixels[:, :, band.places] - wanted), out=result[:, :, band.places])
 
 
-_METHODS: dict[ColorMethod, Callable[[Tensor, Tensor, Tensor], None]] = {
+_METHODS: dict[ColorMethod, Callable[[Tensor, Tensor, Tensor, Interrupt], None]] = {
     "wavelet": _match_wavelet,
     "adain": _match_adain,
     "lab": _match_lab,
@@ -226,7 +238,14 @@ _METHODS: dict[ColorMethod, Callable[[Tensor, Tensor, Tensor], None]] = {
 """Each writes its match of pixels and reference into a result, which may be the pixels."""
 
 
-def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod, *, out: Tensor | None = None) -> Tensor:
+def match_color(
+    pixels: Tensor,
+    reference: Tensor,
+    method: ColorMethod,
+    *,
+    out: Tensor | None = None,
+    interrupt: Interrupt = NEVER,
+) -> Tensor:
     """Return ``pixels`` with the colours of ``reference``: [B, 3, H, W], float32, same device.
 
     Only lab clamps its result to -1 to 1. adain and lab use statistics of the whole frame, so they must not be
@@ -237,6 +256,7 @@ def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod, *, out: 
         reference: [B, 3, H, W] in -1 to 1: the input at the same size, same device. Never written to.
         method: which of the five. none returns the pixels themselves.
         out: [B, 3, H, W], float32, any strides: written to where given; may be ``pixels``. ``none`` leaves it alone.
+        interrupt: asked between bands of rows; what it raises leaves ``out`` half written.
 
     Raises:
         ImageError: the two differ in shape.
@@ -250,5 +270,5 @@ def match_color(pixels: Tensor, reference: Tensor, method: ColorMethod, *, out: 
     if method == "none":
         return pixels
     result = torch.empty_like(pixels) if out is None else out
-    _METHODS[method](pixels, reference, result)
+    _METHODS[method](pixels, reference, result, interrupt)
     return result

@@ -15,6 +15,7 @@ from .color import coarse_bands, match_color, plane_rows
 from .config import RestoreOptions
 from .errors import ImageError
 from .geometry import Extent, partition
+from .host import NEVER, Interrupt
 from .prepare import Prepared, prepare, restore_layout
 from .tensors import check_image, row_bands
 
@@ -94,7 +95,13 @@ def check_count(name: str, batch: Tensor, num_frames: int) -> None:
 
 
 def finish(
-    pixels: Tensor, prepared: Prepared, options: RestoreOptions, guides: Guides, *, out: Tensor | None = None
+    pixels: Tensor,
+    prepared: Prepared,
+    options: RestoreOptions,
+    guides: Guides,
+    *,
+    out: Tensor | None = None,
+    interrupt: Interrupt = NEVER,
 ) -> Tensor:
     """Return the image [B, H, W, C] of restored ``pixels``: colours, detail and mask, then the layout of the input.
 
@@ -104,6 +111,7 @@ def finish(
         options: how colours are matched, how much detail is added, how wide the border of the mask is.
         guides: of these images.
         out: [B, H, W, C], float32, CPU: written to and returned where given.
+        interrupt: asked between bands of rows.
     """
     method, given, upscaled = options.color, guides.color_reference, prepared.reference
     # Before the result is there: what ``prepare`` needs on the way then takes its place.
@@ -114,17 +122,21 @@ def finish(
     room = out[..., :3].permute(0, 3, 1, 2) if prepared.channels > 1 else None
     if room is None and (options.detail != 1.0 or guides.mask is not None):
         room = torch.empty_like(pixels, dtype=torch.float32)
-    pixels = match_color(pixels, wanted.expand_as(pixels), method, out=room)
+    pixels = match_color(pixels, wanted.expand_as(pixels), method, out=room, interrupt=interrupt)
     del wanted
     if room is not None and options.detail != 1.0:
-        pixels = scale_detail(pixels, upscaled, options.detail, out=room)
+        pixels = scale_detail(pixels, upscaled, options.detail, out=room, interrupt=interrupt)
     if room is not None and guides.mask is not None:
+        interrupt.check()
         # The resized mask goes by no name here, so that it is freed before the layout is changed.
         pixels = blend_mask(pixels, upscaled, resize_mask(guides.mask, prepared.extent), options.feather_px, out=room)
+    interrupt.check()
     return restore_layout(pixels, prepared, out=out)
 
 
-def scale_detail(pixels: Tensor, upscaled: Tensor, detail: float, *, out: Tensor) -> Tensor:
+def scale_detail(
+    pixels: Tensor, upscaled: Tensor, detail: float, *, out: Tensor, interrupt: Interrupt = NEVER
+) -> Tensor:
     """Return ``out``, in which the high frequencies that the restoration added count ``detail`` times.
 
     out = sr + (d - 1) H(sr - lq), H = 1 - L with the low-pass L of ``color.low_pass``. With d = 0 only the change of
@@ -135,16 +147,17 @@ def scale_detail(pixels: Tensor, upscaled: Tensor, detail: float, *, out: Tensor
         upscaled: lq, the input at this size; [B, 3, H, W], float32.
         detail: d, at least 0.
         out: [B, 3, H, W], float32, any strides; may be ``pixels``.
+        interrupt: asked between bands of rows.
     """
     for index, channel in product(range(pixels.shape[0]), range(pixels.shape[1])):
         plane, before, result = (x[index : index + 1, channel : channel + 1] for x in (pixels, upscaled, out))
-        _scale_fine(plane, before, detail, result)
+        _scale_fine(plane, before, detail, result, interrupt)
     return out
 
 
-def _scale_fine(plane: Tensor, upscaled: Tensor, detail: float, result: Tensor) -> None:
+def _scale_fine(plane: Tensor, upscaled: Tensor, detail: float, result: Tensor, interrupt: Interrupt) -> None:
     """Write what ``scale_detail`` makes of one plane into ``result``. By itself, so that its bands are freed."""
-    for band, difference, coarse in coarse_bands(plane, upscaled, plane_rows(plane)):
+    for band, difference, coarse in coarse_bands(plane, upscaled, plane_rows(plane), interrupt):
         # The difference is lq - sr, the other way round. In place: a band less.
         added = torch.sub(difference, coarse, out=coarse).mul_(1.0 - detail)
         torch.add(plane[:, :, band.places], added, out=result[:, :, band.places])

@@ -80,6 +80,9 @@ class NeverInterrupt:
         """Do nothing."""
 
 
+NEVER = NeverInterrupt()
+
+
 class StayInPlace:
     """Networks that already are where their owner put them, all of them together."""
 
@@ -107,7 +110,7 @@ class Host:
     """The services together."""
 
     progress: Progress = field(default_factory=SilentProgress)
-    interrupt: Interrupt = field(default_factory=NeverInterrupt)
+    interrupt: Interrupt = NEVER
     residency: Residency = field(default_factory=StayInPlace)
     preview: Preview | None = None
     """None where nobody looks, which saves making pictures of parts."""

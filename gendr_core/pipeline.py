@@ -92,9 +92,10 @@ class _Job:
 def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> Tensor:
     """Return ``image`` [1, H, W, C], the frame of that index, restored, in ``out`` where it is given."""
     unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
-    preview = meter.host.preview
+    preview, interrupt = meter.host.preview, meter.host.interrupt
     guides = job.guides.of_frame(index)
     prepared = run_twice("prepare", lambda: prepare(image, planner.output))
+    interrupt.check()
     if guides.keep_everything():
         _log.warning("frame %d: the mask is empty, so it is the resized input", index)
         meter.advance(job.frame_flops, Span(0, 1), 1)
@@ -115,9 +116,9 @@ def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> 
     x = run_stage(planner.decode, meter, lambda way: decode(x, unet.spec.back, vae, plan=way, meter=meter).cpu())
     if preview is not None:
         preview.show(x, Span(0, planner.padded.height), Span(0, planner.padded.width))
-    meter.host.interrupt.check()
+    interrupt.check()
     pixels = crop(x, planner.padding, planner.output)
-    return run_twice("color", lambda: finish(pixels, prepared, job.options, guides, out=out))
+    return run_twice("color", lambda: finish(pixels, prepared, job.options, guides, out=out, interrupt=interrupt))
 
 
 def preview_tiles(unet: GenDRUNet, host: Host) -> Callable[[Tensor, Span, Span], None] | None:

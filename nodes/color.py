@@ -21,6 +21,8 @@ from .widgets import color_input
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..gendr_core.host import Interrupt
+
 
 class MatchColor(io.ComfyNode):
     """GenDR Match Color."""
@@ -55,14 +57,16 @@ class MatchColor(io.ComfyNode):
         check_image(reference)
         check_count("reference", reference, image.shape[0])
 
+        host = host_for()
+
         def match(index: int) -> "Tensor":
-            return _match_frame(one_of(image, index), one_of(reference, index), color)
+            return _match_frame(one_of(image, index), one_of(reference, index), color, host.interrupt)
 
-        return io.NodeOutput(each_frame(len(image), host_for(), match))
+        return io.NodeOutput(each_frame(len(image), host, match))
 
 
-def _match_frame(image: "Tensor", reference: "Tensor", method: ColorMethod) -> "Tensor":
+def _match_frame(image: "Tensor", reference: "Tensor", method: ColorMethod, interrupt: "Interrupt") -> "Tensor":
     """Return ``image`` [1, H, W, C] in the colours of ``reference`` [1, any, any, any]."""
     extent = Extent(height=image.shape[1], width=image.shape[2])
     own, wanted = prepare(image, extent), prepare(reference, extent)
-    return restore_layout(match_color(own.reference, wanted.reference, method), own)
+    return restore_layout(match_color(own.reference, wanted.reference, method, interrupt=interrupt), own)

@@ -225,3 +225,27 @@ def test_ycbcr_takes_luma_from_one_and_chroma_from_the_other() -> None:
 def test_different_sizes_are_refused() -> None:
     with pytest.raises(ImageError, match=r"\(1, 3, 4, 4\).*\(1, 3, 4, 5\)"):
         match_color(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5), "wavelet")
+
+
+@pytest.mark.parametrize("method", [method for method in COLOR_METHODS if method != "none"])
+def test_the_user_can_stop_between_any_two_bands(method: ColorMethod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "BAND_BYTES", 4 * 3 * 50 * 5)
+    pixels, reference = pixels_of(1, 3, 200, 50), pixels_of(1, 3, 200, 50, seed=2)
+    bands = 2 if method == "adain" else len(tensors.row_bands(pixels)) if method == "ycbcr" else 3 * 200 // 62
+    stopping = Stopping(at=bands)
+    with pytest.raises(InterruptedError):
+        match_color(pixels, reference, method, interrupt=stopping)
+    assert stopping.asked == bands
+
+
+class Stopping:
+    """Stops when asked for the nth time."""
+
+    def __init__(self, at: int) -> None:
+        self.asked, self._at = 0, at
+
+    def check(self) -> None:
+        """Raise when it is time."""
+        self.asked += 1
+        if self.asked == self._at:
+            raise InterruptedError
