@@ -94,6 +94,7 @@ def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> 
     unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
     preview, interrupt = meter.host.preview, meter.host.interrupt
     guides = job.guides.of_frame(index)
+    interrupt.check()
     prepared = run_twice("prepare", lambda: prepare(image, planner.output))
     interrupt.check()
     if guides.keep_everything():

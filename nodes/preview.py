@@ -70,7 +70,8 @@ class Display:
         self._progress: tuple[int, int] | None = None
         self._thumbnail: Thumbnail | None = None
         self._changed = False
-        self._next_picture_s = 0.0
+        # What came in is known already: the first picture has to wait, too.
+        self._next_picture_s = time.monotonic() + SECONDS_BETWEEN_PICTURES
 
     def update(self, done: int, total: int) -> None:
         """Show how much is done."""
@@ -82,12 +83,12 @@ class Display:
         self._thumbnail, self._changed = Thumbnail(pixels), True
 
     def show(self, pixels: "Tensor", rows: "Span", columns: "Span") -> None:
-        """Put a finished part into the picture and show it; the next one has to wait, unless it is the whole frame."""
+        """Put a finished part into the picture and show it: at once where nothing comes after it, else in its time."""
         if self._thumbnail is None:
             return
         self._thumbnail.paste(pixels, rows, columns)
         self._changed = True
-        if Extent(len(rows), len(columns)) == self._thumbnail.frame:
+        if self._progress is not None and self._progress[0] == self._progress[1]:
             self._next_picture_s = 0.0
         self._show_now()
 

@@ -1,6 +1,6 @@
 """A node pack for tests, copied into the server's custom_nodes.
 
-Shows floats as they are, makes prompts without a text encoder and counts living networks.
+Shows floats as they are, makes pictures, makes prompts without a text encoder and counts living networks and tensors.
 """
 
 import gc
@@ -10,6 +10,7 @@ from typing import Any
 import folder_paths
 import numpy as np
 import torch
+import torch.nn.functional as F
 from aiohttp import web
 from comfy import model_management
 from comfy_execution.progress import get_progress_state
@@ -69,6 +70,26 @@ class ProbeImages:
         return ([torch.rand(1, height, width, 3) for width, height in extents],)
 
 
+class ProbePicture:
+    """Makes pictures with large shapes and grain; another seed makes others, so that nothing comes from a cache."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - the host's name
+        """Return the inputs."""
+        number = ("INT", {"max": 2**31})
+        return {"required": {"width": number, "height": number, "count": number, "seed": number}}
+
+    def make(self, width: int, height: int, count: int, seed: int) -> tuple[torch.Tensor]:
+        """Return [count, height, width, 3]."""
+        draws = torch.Generator().manual_seed(seed)
+        shapes = F.interpolate(torch.rand(count, 3, 9, 9, generator=draws), (height, width), mode="bicubic")
+        grain = 0.05 * torch.randn(count, 3, height, width, generator=draws)
+        return ((shapes + grain).clamp(0.0, 1.0).permute(0, 2, 3, 1).contiguous(),)
+
+
 @PromptServer.instance.routes.get("/probe")
 async def probe(_request: web.Request) -> web.Response:
     """Return the loaded models and the living networks of the pack; the planner's, without memory, do not count."""
@@ -86,6 +107,16 @@ async def probe(_request: web.Request) -> web.Response:
     return web.json_response({"alive": alive, "loaded": loaded})
 
 
+@PromptServer.instance.routes.get("/probe/tensors")
+async def tensors(_request: web.Request) -> web.Response:
+    """Return how many tensors with memory there are in the process, and the bytes of it."""
+    gc.collect()
+    # Not isinstance, which asks lazily imported modules for their class and so imports them.
+    things = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and not thing.is_meta]
+    stored = {thing.untyped_storage()._cdata: thing.untyped_storage().nbytes() for thing in things}
+    return web.json_response({"count": len(things), "bytes": sum(stored.values())})
+
+
 @PromptServer.instance.routes.get("/probe/progress")
 async def progress(_request: web.Request) -> web.Response:
     """Return how far each node of the running prompt is, from 0 to 1."""
@@ -93,4 +124,9 @@ async def progress(_request: web.Request) -> web.Response:
     return web.json_response({name: state["value"] / state["max"] for name, state in nodes.items()})
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSave": ProbeSave, "ProbePrompt": ProbePrompt, "ProbeImages": ProbeImages}
+NODE_CLASS_MAPPINGS = {
+    "ProbeSave": ProbeSave,
+    "ProbePrompt": ProbePrompt,
+    "ProbeImages": ProbeImages,
+    "ProbePicture": ProbePicture,
+}
