@@ -22,6 +22,9 @@ MAX_EDGE = 512
 SECONDS_BETWEEN_PICTURES = 0.3
 """So that pictures neither flicker nor cost more than what they show."""
 
+SECONDS_BETWEEN_UPDATES = 0.05
+"""A message of progress costs the host more than many a band takes; nobody sees more than twenty in a second."""
+
 Send: TypeAlias = Callable[[int, int, Image.Image | None], None]
 """Shows what is done of a total, and a picture if there is a new one."""
 
@@ -72,6 +75,7 @@ class Display:
         self._changed = False
         # What came in is known already: the first picture has to wait, too.
         self._next_picture_s = time.monotonic() + SECONDS_BETWEEN_PICTURES
+        self._next_update_s = 0.0
 
     def update(self, done: int, total: int) -> None:
         """Show how much is done."""
@@ -88,15 +92,20 @@ class Display:
             return
         self._thumbnail.paste(pixels, rows, columns)
         self._changed = True
-        if self._progress is not None and self._progress[0] == self._progress[1]:
+        if self._is_finished():
             self._next_picture_s = 0.0
         self._show_now()
+
+    def _is_finished(self) -> bool:
+        return self._progress is not None and self._progress[0] == self._progress[1]
 
     def _show_now(self) -> None:
         if self._progress is None:
             return
-        picture = None
-        if self._thumbnail is not None and self._changed and time.monotonic() >= self._next_picture_s:
+        now, picture = time.monotonic(), None
+        if self._thumbnail is not None and self._changed and now >= self._next_picture_s:
             picture = self._thumbnail.picture()
-            self._changed, self._next_picture_s = False, time.monotonic() + SECONDS_BETWEEN_PICTURES
-        self._send(*self._progress, picture)
+            self._changed, self._next_picture_s = False, now + SECONDS_BETWEEN_PICTURES
+        if picture is not None or now >= self._next_update_s or self._is_finished():
+            self._next_update_s = now + SECONDS_BETWEEN_UPDATES
+            self._send(*self._progress, picture)

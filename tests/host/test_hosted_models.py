@@ -163,9 +163,9 @@ def test_room_is_what_unloading_everything_else_would_leave(
     import comfy.model_management as management
 
     gpu, network, mib = torch.device("cuda"), vae.gendr.network, 2**20
-    residency = hosted.host_for(vae=vae).residency
-    weight_bytes = residency.resident_bytes(network, [torch.nn.Linear(8, 8)])
-    assert weight_bytes == vae.patcher.model_size() + 4 * 72
+    model = hosted.load_hosted_unet(PIXEL)
+    residency, unet = hosted.host_for(model, vae).residency, model.unet.network
+    assert residency.resident_bytes(network, [unet]) == vae.patcher.model_size() + model.patcher.model_size()
     assert residency.room_bytes(network) is None
     vae.patcher.load_device = gpu
     other = SimpleNamespace(device=gpu, model=object(), model_loaded_memory=lambda: 3000 * mib)
@@ -173,11 +173,11 @@ def test_room_is_what_unloading_everything_else_would_leave(
     monkeypatch.setattr(management, "current_loaded_models", [other, elsewhere])
     monkeypatch.setattr(management, "get_free_memory", lambda _device: 1000 * mib)
     assert residency.device_of(network) == gpu
-    assert residency.resident_bytes(network, [torch.nn.Linear(8, 8)]) == vae.patcher.model_size()
+    assert residency.resident_bytes(network, [unet]) == vae.patcher.model_size()
     reserve = management.extra_reserved_memory()
     assert residency.room_bytes(network) == 4000 * mib - vae.patcher.model_size() - reserve
     # Weights that do not fit beside what the host keeps for activations are streamed.
-    monkeypatch.setattr(management, "module_size", lambda _network: 3900 * mib)
+    monkeypatch.setattr(vae.patcher, "model_size", lambda: 3900 * mib)
     assert residency.room_bytes(network) == int(management.minimum_inference_memory()) - reserve
 
 

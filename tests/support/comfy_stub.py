@@ -122,6 +122,10 @@ class Patcher:
         """Keep the model."""
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
 
+    def model_size(self) -> int:
+        """Return the bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
 
 @dataclass
 class Record:
@@ -200,7 +204,6 @@ def install(models: Path) -> Record:
         "unet_manual_cast": lambda _stored, _device, _dtypes: None,
         "load_models_gpu": load_models_gpu,
         "throw_exception_if_processing_interrupted": check,
-        "module_size": lambda network: sum(tensor.nbytes for tensor in network.state_dict().values()),
     }
     modules: dict[str, dict[str, Any]] = {
         "comfy": {},
