@@ -78,7 +78,7 @@ def test_the_number_of_tensors_and_their_bytes_do_not_grow_from_run_to_run(serve
 def test_a_run_after_a_cancelled_one_leaves_what_the_runs_before_it_left(server: Server) -> None:
     succeed(server, [restoring(PIXEL, "before", seed) for seed in (400, 401)])
     before = server.get("/probe/tensors")
-    cancelled = restoring(PIXEL, "cancelled", 402, edge=512)
+    cancelled = restoring(PIXEL, "cancelled", 402, edge=512, count=20)
     prompt_id = server.queue(cancelled)
     deadline = time.monotonic() + 60
     while server.get("/probe/progress").get("restore", 0.0) == 0.0 and time.monotonic() < deadline:
