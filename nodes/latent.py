@@ -69,6 +69,7 @@ class Encode(io.ComfyNode):
                     tooltip="The input resized to the final size: the reference for GenDR Match Color.",
                 ),
             ],
+            search_aliases=["vae encode", "image to latent", "resize"],
         )
 
     @classmethod
@@ -117,6 +118,7 @@ class OneStep(io.ComfyNode):
                 *memory_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="restored", tooltip="The restored latent, for GenDR Decode.")],
+            search_aliases=["one-step diffusion", "sampler", "restore latent"],
         )
 
     @classmethod
@@ -151,6 +153,7 @@ class Decode(io.ComfyNode):
                 budget_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The image, before any colour matching.")],
+            search_aliases=["vae decode", "latent to image"],
         )
 
     @classmethod

@@ -79,6 +79,7 @@ def test_a_newer_host_gets_the_fields_that_it_knows(pack: Pack, monkeypatch: pyt
     newer = dataclasses.make_dataclass("Newer", [("search_aliases", list, ())], bases=(comfy_stub.Schema,))
     monkeypatch.setattr(pack.sockets.io, "Schema", newer)
     assert "super resolution" in pack.nodes["GenDR_Restore"].define_schema().search_aliases
+    assert all(node.define_schema().search_aliases for node in pack.nodes.values())
 
 
 @pytest.mark.parametrize(
