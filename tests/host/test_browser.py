@@ -150,6 +150,9 @@ def test_nodes_speak_the_language_of_the_page(comfy: Server, browser: Any, langu
 
 
 def test_the_help_page_is_shown_for_the_node(page: Any) -> None:
+    # On a new profile the list of templates opens by itself, some time after all else.
+    page.wait_for_timeout(5 * SECONDS)
+    page.keyboard.press("Escape")
     page.evaluate("app.graph.clear(); app.graph.add(LiteGraph.createNode('GenDR_Restore'))")
     page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
