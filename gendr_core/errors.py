@@ -25,5 +25,9 @@ class CheckpointError(GenDRError, ValueError):
     """A weight file is not what was asked for: wrong kind, damaged, incomplete or unsafe."""
 
 
+class HubError(GenDRError):
+    """A file cannot be had: no connection, no permission, no space, or not the file that was asked for."""
+
+
 class OutOfMemoryError(GenDRError, MemoryError):
     """The work does not fit in the memory that there is, however it is divided."""

@@ -22,7 +22,7 @@ from .options import add_common_options, add_model_options, load_models, version
 
 SUMMARY = "Check this installation and restore a small test picture; exit code 1 when there is a problem."
 REQUIRED = ("numpy", "pillow", "safetensors", "tqdm")
-OPTIONAL = {"imagecodecs": "16-bit PNG and TIFF", "tifffile": "TIFF"}
+OPTIONAL = {"imagecodecs": "16-bit PNG and TIFF", "tifffile": "TIFF", "huggingface_hub": "gendr download"}
 TEST_SIZE = 64
 
 
