@@ -1,4 +1,4 @@
-"""``gendr``: restore, evaluate, inspect, plan and doctor, with exit codes and errors fit for scripts.
+"""``gendr``: restore, evaluate, inspect, plan, convert, download and more, with exit codes and errors fit for scripts.
 
 Role: the top of the core and the only part of it that talks to a terminal. One file per command; ``options`` holds what
 they share. Results go to stdout, everything else to stderr.
@@ -11,11 +11,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import doctor, evaluate, inspect, plan, restore
+from . import convert, doctor, download, evaluate, inspect, models, plan, restore
 from .failures import FAILURES, explain
 from .options import version
 
-COMMANDS = {"restore": restore, "evaluate": evaluate, "inspect": inspect, "plan": plan, "doctor": doctor}
+COMMANDS = {
+    "restore": restore,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "plan": plan,
+    "convert": convert,
+    "models": models,
+    "download": download,
+    "doctor": doctor,
+}
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 
 
