@@ -71,15 +71,20 @@ class Guides:
 
     def of_frame(self, index: int) -> "Guides":
         """Return what belongs to one frame, as views."""
-        return Guides(mask=_one(self.mask, index), color_reference=_one(self.color_reference, index))
+        mask, reference = self.mask, self.color_reference
+        return Guides(
+            mask=None if mask is None else one_of(mask, index),
+            color_reference=None if reference is None else one_of(reference, index),
+        )
 
     def keep_everything(self) -> bool:
         """Return whether the mask is 0 all over, so that nothing of a restoration would be seen."""
         return self.mask is not None and not bool((self.mask > 0.0).any())
 
 
-def _one(batch: Tensor | None, index: int) -> Tensor | None:
-    return None if batch is None else batch[index % len(batch)][None]
+def one_of(batch: Tensor, index: int) -> Tensor:
+    """Return what belongs to the frame of that index, a view [1, ...]; a batch of one serves all frames."""
+    return batch[index % len(batch)][None]
 
 
 def check_count(name: str, batch: Tensor, num_frames: int) -> None:

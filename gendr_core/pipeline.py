@@ -64,6 +64,8 @@ def restore(
     planner = Planner(unet, vae, task, options, host=host)
     plan = run_twice("planning", planner.plan)
     _log.info("%s", plan.describe())
+    if guides.keep_everything():
+        _log.warning("the mask is empty: what comes out is the resized input")
     job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides, plan.flops // num_frames)
     with torch.inference_mode():
         if num_frames == 1:
@@ -98,7 +100,6 @@ def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> 
     prepared = run_twice("prepare", lambda: prepare(image, planner.output))
     interrupt.check()
     if guides.keep_everything():
-        _log.warning("frame %d: the mask is empty, so it is the resized input", index)
         meter.advance(job.frame_flops, Span(0, 1), 1)
         return restore_layout(prepared.reference, prepared, out=out)
     if preview is not None:

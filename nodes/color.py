@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..gendr_core.color import match_color
 from ..gendr_core.config import ColorMethod
-from ..gendr_core.finish import check_count
+from ..gendr_core.finish import check_count, one_of
 from ..gendr_core.geometry import Extent
 from ..gendr_core.prepare import prepare, restore_layout
 from ..gendr_core.tensors import check_image
-from .frames import each_frame, one_of
+from .frames import each_frame
 from .host import host_for
 from .sockets import image_input, node_schema
 from .widgets import color_input

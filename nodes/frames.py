@@ -55,41 +55,39 @@ def latent_planner(
     return Planner(unet, vae, task, options, host=host)
 
 
-def run_frames(
-    name: Literal["encode", "step", "decode"],
-    ladder: Ladder,
-    host: Host,
-    num_frames: int,
-    compute: Callable[[int, StagePlan, Meter], Tensor],
-) -> Tensor:
-    """Return the results of a stage on every frame, as ``each_frame``.
+class StageRun:
+    """One stage on the frames of a batch: says how it runs, and climbs down its ladder where memory runs out."""
 
-    Args:
-        name: of the stage, for the log.
-        ladder: of the stage; climbed down where memory runs out.
-        host: told of the work done and asked in between.
-        num_frames: at least 1.
-        compute: the stage, for the frame of that index.
+    def __init__(self, name: Literal["encode", "step", "decode"], ladder: Ladder, host: Host, num_frames: int) -> None:
+        """Start with the ladder's way.
 
-    Raises:
-        OutOfMemoryError: the stage fits in no way.
-    """
-    way = ladder.plan
-    _log.info(
-        "%s: %d x %s, about %s, %.4g TFLOP",
-        name,
-        num_frames,
-        way.describe() if name == "step" else way.describe_bands(),
-        format_bytes(way.activation_bytes),
-        num_frames * way.flops / 1e12,
-    )
-    meter = Meter(host, num_frames * way.flops)
+        Args:
+            name: of the stage, for the log.
+            ladder: of the stage.
+            host: told of the work done and asked in between.
+            num_frames: at least 1.
+        """
+        way = ladder.plan
+        _log.info(
+            "%s: %d x %s, about %s, %.4g TFLOP",
+            name,
+            num_frames,
+            way.describe() if name == "step" else way.describe_bands(),
+            format_bytes(way.activation_bytes),
+            num_frames * way.flops / 1e12,
+        )
+        self._ladder = ladder
+        self.meter = Meter(host, num_frames * way.flops)
+        self.host = replace(host, progress=SilentProgress())
+        """For ``each_frame``: the meter knows better how far the work is than the number of frames."""
 
-    def stage(index: int) -> Tensor:
-        return run_stage(ladder, meter, lambda plan: compute(index, plan, meter))
+    def __call__(self, compute: Callable[[StagePlan], Tensor]) -> Tensor:
+        """Return what the stage gives for one frame.
 
-    # The meter knows better how far the work is than the number of frames.
-    return each_frame(num_frames, replace(host, progress=SilentProgress()), stage)
+        Raises:
+            OutOfMemoryError: it fits in no way.
+        """
+        return run_stage(self._ladder, self.meter, compute)
 
 
 def each_frame(num_frames: int, host: Host, stage: Callable[[int], Tensor]) -> Tensor:
@@ -110,8 +108,3 @@ def each_frame(num_frames: int, host: Host, stage: Callable[[int], Tensor]) -> T
         batch[index : index + 1] = result
         host.progress.update(index + 1, num_frames)
     return batch
-
-
-def one_of(batch: Tensor, index: int) -> Tensor:
-    """Return what belongs to the frame of that index, [1, ...]; a batch of one serves all frames."""
-    return batch[index % len(batch)][None]

@@ -13,12 +13,13 @@ from comfy_api.latest import io
 from ..gendr_core.decode import decode
 from ..gendr_core.encode import encode
 from ..gendr_core.errors import ShapeError
+from ..gendr_core.finish import one_of
 from ..gendr_core.geometry import Padding
 from ..gendr_core.planner import Planner
 from ..gendr_core.prepare import Prepared, prepare, restore_layout
 from ..gendr_core.step import one_step
 from ..gendr_core.tensors import check_image, check_latent, crop, to_image
-from .frames import image_task, latent_extent, latent_planner, one_of, run_frames
+from .frames import StageRun, each_frame, image_task, latent_extent, latent_planner
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import image_input, model_input, node_schema, vae_input
 from .widgets import (
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
-    from ..gendr_core.host import Meter
-    from ..gendr_core.plan import StagePlan
     from .widgets import MemoryWidgets
 
 FRAME_KEY = "gendr_frame"
@@ -91,13 +90,15 @@ class Encode(io.ComfyNode):
         references = torch.empty(len(image), planner.output.height, planner.output.width, 3)
         frames: list[Prepared] = []
 
-        def encode_frame(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
+        run = StageRun("encode", planner.encode, host, len(image))
+
+        def encode_frame(index: int) -> "Tensor":
             prepared = prepare(one_of(image, index), planner.output)
             references[index : index + 1] = to_image(prepared.reference)
-            frames[index:] = [_without_pictures(prepared)]
-            return encode(prepared.pixels, unet.spec.front, vae16, plan=plan, meter=meter)
+            frames.append(_without_pictures(prepared))
+            return run(lambda plan: encode(prepared.pixels, unet.spec.front, vae16, plan=plan, meter=run.meter))
 
-        samples = run_frames("encode", planner.encode, host, len(image), encode_frame)
+        samples = each_frame(len(image), run.host, encode_frame)
         return io.NodeOutput({"samples": samples, FRAME_KEY: _joined(frames)}, references)
 
 
@@ -129,11 +130,13 @@ class OneStep(io.ComfyNode):
         host, samples = host_for(model), _samples_of(latent)
         options = latent_options(guidance=guidance, memory=memory_options(**memory))
         planner = latent_planner(samples, model.unet, None, options, host=host)
+        run, weight = StageRun("step", planner.step, host, len(samples)), options.guidance
 
-        def step(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
-            return one_step(one_of(samples, index), model.unet, guidance=options.guidance, plan=plan, meter=meter)
+        def step(index: int) -> "Tensor":
+            frame = one_of(samples, index)
+            return run(lambda plan: one_step(frame, model.unet, guidance=weight, plan=plan, meter=run.meter))
 
-        return io.NodeOutput({**latent, "samples": run_frames("step", planner.step, host, len(samples), step)})
+        return io.NodeOutput({**latent, "samples": each_frame(len(samples), run.host, step)})
 
 
 class Decode(io.ComfyNode):
@@ -165,17 +168,18 @@ class Decode(io.ComfyNode):
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Decode the batch."""
-        samples = _samples_of(latent)
-        frame = _frame_of(latent)
+        samples, frame = _samples_of(latent), _frame_of(latent)
         host, vae16 = host_for(model, vae), gendr_vae(vae)
         planner = latent_planner(samples, model.unet, vae16, latent_options(memory=memory_options(**memory)), host=host)
+        run, back = StageRun("decode", planner.decode, host, len(samples)), model.unet.spec.back
 
-        def decode_frame(index: int, plan: "StagePlan", meter: "Meter") -> "Tensor":
-            pixels = decode(one_of(samples, index), model.unet.spec.back, vae16, plan=plan, meter=meter)
+        def decode_frame(index: int) -> "Tensor":
+            part = one_of(samples, index)
+            pixels = run(lambda plan: decode(part, back, vae16, plan=plan, meter=run.meter))
             alpha = None if frame.alpha is None else one_of(frame.alpha, index)
             return restore_layout(crop(pixels, frame.padding, frame.extent), replace(frame, alpha=alpha))
 
-        return io.NodeOutput(run_frames("decode", planner.decode, host, len(samples), decode_frame))
+        return io.NodeOutput(each_frame(len(samples), run.host, decode_frame))
 
 
 def _samples_of(latent: dict[str, Any]) -> "Tensor":

@@ -150,7 +150,7 @@ def test_detail_of_a_whole_restoration(color: ColorMethod, channels: int) -> Non
     assert fine[2] > 1.1 * fine[1]
 
 
-def test_where_the_mask_is_empty_no_network_runs() -> None:
+def test_where_the_mask_is_empty_no_network_runs(caplog: pytest.LogCaptureFixture) -> None:
     images, masks = noise(2, 6, 7, 4), torch.zeros(2, 3, 3)
     unet, progress = tiny_unet(192, front="pixel_unshuffle8", back="pixel_shuffle8"), Shares()
     # A network without weights: it can be planned for and cannot run.
@@ -158,6 +158,9 @@ def test_where_the_mask_is_empty_no_network_runs() -> None:
     options, host = RestoreOptions(scale=2.0), Host(progress=progress)
     assert torch.equal(restore(images, unet, options=options, host=host, guides=Guides(mask=masks)), upscaled(images))
     assert progress.seen == [0.5, 1.0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mask is empty: what comes out is the resized input"
+    ]
     masks[1, 0, 0] = 1e-3
     with pytest.raises(NotImplementedError, match="meta tensor"):
         restore(images, unet, options=options, host=host, guides=Guides(mask=masks))
