@@ -1,30 +1,40 @@
 """``gendr restore``: image files in, restored image files out.
 
-Role: joins ``files`` (what to read and write), ``image_io`` and ``pipeline.restore``. A file that fails does not
-stop the ones after it.
+Role: joins ``files`` (what to read and write), ``image_io`` and ``pipeline.restore``; of several files, ``overlap``
+reads the next and writes the last while one is restored. A file that fails does not stop the ones after it.
 """
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-from tqdm import tqdm
+from PIL import Image
+from torch import Tensor
 
 from ..config import MAX_FEATHER_PX, RestoreOptions
 from ..errors import OptionError
 from ..finish import Guides
-from ..host import Host, Meter
-from ..image_io import read_image, write_image
+from ..host import Host
+from ..image_io import BIT_DEPTHS, read_image, write_image
 from ..pipeline import restore
 from ..samples import BitDepth
 from ..tensors import luma
+from .bar import Bar
 from .failures import FAILURES, report_failure
-from .files import FORMATS, Job, Naming, check_alpha, check_format, check_targets, fitting_depth, plan_jobs
+from .files import (
+    FORMATS,
+    TIFF_SUFFIXES,
+    Job,
+    Naming,
+    check_alpha,
+    check_format,
+    check_targets,
+    fitting_depth,
+    plan_jobs,
+)
 from .options import (
     Models,
     add_common_options,
@@ -34,9 +44,14 @@ from .options import (
     load_models,
     restore_options,
 )
+from .overlap import Stages, run_line
 
 SUMMARY = "Restore and enlarge images in one diffusion step."
 BIT_DEPTH_NAMES: dict[str, BitDepth | None] = {"auto": None, "8": 8, "16": 16, "32": 32}
+AHEAD_BYTES, BEHIND_BYTES = 64 << 20, 192 << 20
+"""Largest image, as float32, that stands read or waits to be written while another is restored: 4 megapixels, taken for
+RGBA, and 16 in RGB. With what decoders and encoders take beside them they stay within the GiB that a plan leaves free
+(``memory.reserve_bytes``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,36 +81,8 @@ class Handling:
     """Pictures that the results depend on."""
     debug: bool
     """Whether failures show their traceback."""
-
-
-class _Bar:
-    """Progress of all files on one bar, which is shown on a terminal only."""
-
-    def __init__(self, num_files: int, *, quiet: bool) -> None:
-        self._files_done = 0
-        self._bar: tqdm[Any] = tqdm(
-            total=Meter.STEPS * num_files,
-            bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
-            disable=quiet or not sys.stderr.isatty(),
-        )
-
-    def update(self, done: int, total: int) -> None:
-        """Show that ``done`` of the ``total`` steps of the current file are finished."""
-        del total
-        self._bar.update(self._files_done * Meter.STEPS + done - self._bar.n)
-
-    def finish_file(self) -> None:
-        """Show that the current file is done with, whether it went well or not."""
-        self.update(Meter.STEPS, Meter.STEPS)
-        self._files_done += 1
-
-    def say(self, line: str) -> None:
-        """Print a line on stdout without tearing the bar."""
-        self._bar.write(line, file=sys.stdout)
-
-    def close(self) -> None:
-        """Leave the terminal as it was found."""
-        self._bar.close()
+    lines: bool
+    """Whether successes are told on stdout, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,21 +145,18 @@ def run(options: argparse.Namespace) -> bool:
     settings = replace(restore_options(options), feather_px=options.feather)
     jobs, handling = _settle(options)
     models = load_models(options)
-    bar = _Bar(len(jobs), quiet=options.quiet)
-    results: list[FileResult] = []
+    bar = Bar(len(jobs), quiet=options.quiet)
+    files = _Files(jobs, models, settings, handling, bar)
     try:
-        for job in jobs:
-            results.append(_attempt(job, models, settings, handling, bar))
-            bar.finish_file()
-            if not (options.quiet or options.json or results[-1].error):
-                bar.say(_line(results[-1]))
+        run_line(jobs, files.stages())
+        bar.finish()
     finally:
         bar.close()
     if options.json:
         seconds = {"load": round(models.load_s, 4), "total": round(perf_counter() - start, 4)}
-        files = [asdict(result) for result in results]
-        print(json.dumps({**models.describe(), "seconds": seconds, "files": files}, indent=2))
-    return not any(result.error for result in results)
+        results = [asdict(result) for result in files.results]
+        print(json.dumps({**models.describe(), "seconds": seconds, "files": results}, indent=2))
+    return not any(result.error for result in files.results)
 
 
 def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
@@ -185,7 +169,8 @@ def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
         check_format(job.target, bit_depth)
     check_targets([job.target for job in jobs], overwrite=options.overwrite)
     guides = _read_guides(options, len(jobs))
-    return jobs, Handling(bit_depth=bit_depth, quality=options.quality, guides=guides, debug=options.debug)
+    lines = not (options.quiet or options.json)
+    return jobs, Handling(bit_depth=bit_depth, quality=options.quality, guides=guides, debug=options.debug, lines=lines)
 
 
 def _read_guides(options: argparse.Namespace, num_jobs: int) -> Guides:
@@ -206,37 +191,104 @@ def _read_guides(options: argparse.Namespace, num_jobs: int) -> Guides:
     return Guides(mask=mask, color_reference=reference)
 
 
-def _attempt(job: Job, models: Models, settings: RestoreOptions, handling: Handling, bar: _Bar) -> FileResult:
-    """Return what happened to one file; failures that are no fault of GenDR are printed and returned."""
+def _is_small(path: Path) -> bool:
+    """Tell by its header whether an image may be read ahead; of TIFF, which Pillow does not know all of, none may."""
+    suffix = path.suffix.lower()
+    form = Image.registered_extensions().get(suffix)
+    if form not in Image.OPEN or suffix not in BIT_DEPTHS or suffix in TIFF_SUFFIXES:
+        return False
     try:
-        return _restore_file(job, models, settings, handling, bar)
-    except FAILURES as error:
-        message = report_failure(job.source, error, debug=handling.debug)
-        return FileResult(input=str(job.source), output=str(job.target), error=message)
+        with path.open("rb") as file:
+            width, height = Image.OPEN[form][0](file, str(path)).size  # Why not Image.open: see image_io.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False  # What is wrong with it is told in its place.
+    return width * height * 4 * 4 <= AHEAD_BYTES
 
 
-def _restore_file(job: Job, models: Models, settings: RestoreOptions, handling: Handling, bar: _Bar) -> FileResult:
-    marks = [perf_counter()]
-    file = read_image(job.source)
-    check_alpha(job.target, file.image.shape[3])
-    bit_depth = handling.bit_depth or fitting_depth(job.target, file.bit_depth)
-    marks.append(perf_counter())
-    host = Host(progress=bar)
-    image = restore(file.image, models.unet, models.vae, settings, host=host, guides=handling.guides)
-    marks.append(perf_counter())
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(job.target, image, bit_depth, icc=file.icc, quality=handling.quality)
-    marks.append(perf_counter())
-    seconds = (round(end - begin, 4) for begin, end in pairwise(marks))
-    return FileResult(
-        input=str(job.source),
-        output=str(job.target),
-        input_size=[file.image.shape[2], file.image.shape[1]],
-        output_size=[image.shape[2], image.shape[1]],
-        channels=image.shape[3],
-        bit_depth=bit_depth,
-        seconds=dict(zip(("read", "restore", "write"), seconds, strict=True)),
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _InHand:
+    """A file between two stages."""
+
+    image: Tensor
+    """[1, H, W, C] in 0 to 1: the input, later the result."""
+    icc: bytes | None
+    bit_depth: BitDepth
+    """Of the output."""
+    input_size: list[int]
+    seconds: dict[str, float]
+
+
+class _Files:
+    """The stages of a file, and what happened to those that ended."""
+
+    def __init__(
+        self, jobs: Sequence[Job], models: Models, settings: RestoreOptions, handling: Handling, bar: Bar
+    ) -> None:
+        self.results: list[FileResult] = []
+        self._places = {job: index for index, job in enumerate(jobs)}
+        self._models, self._settings, self._handling, self._bar = models, settings, handling, bar
+
+    def stages(self) -> Stages[Job, _InHand, _InHand]:
+        # A budget that the user names counts all that there is beside the image, unless it is that of a GPU.
+        overlaps = self._settings.memory.budget_bytes is None or self._models.device.type == "cuda"
+        return Stages(
+            read=self._read,
+            work=self._restore,
+            write=self._write,
+            fail=self._fail,
+            failures=FAILURES,
+            reads_ahead=lambda job: overlaps and _is_small(job.source),
+            writes_behind=lambda result: overlaps and result.image.nbytes <= BEHIND_BYTES,
+        )
+
+    def _read(self, job: Job) -> _InHand:
+        start = perf_counter()
+        file = read_image(job.source)
+        _, height, width, channels = file.image.shape
+        check_alpha(job.target, channels)
+        return _InHand(
+            image=file.image,
+            icc=file.icc,
+            bit_depth=self._handling.bit_depth or fitting_depth(job.target, file.bit_depth),
+            input_size=[width, height],
+            seconds={"read": _since(start)},
+        )
+
+    def _restore(self, job: Job, file: _InHand) -> _InHand:
+        self._bar.begin_file(self._places[job])
+        start = perf_counter()
+        unet, vae = self._models.unet, self._models.vae
+        host = Host(progress=self._bar)
+        image = restore(file.image, unet, vae, self._settings, host=host, guides=self._handling.guides)
+        return replace(file, image=image, seconds={**file.seconds, "restore": _since(start)})
+
+    def _write(self, job: Job, result: _InHand) -> None:
+        start = perf_counter()
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(job.target, result.image, result.bit_depth, icc=result.icc, quality=self._handling.quality)
+        _, height, width, channels = result.image.shape
+        self.results.append(
+            FileResult(
+                input=str(job.source),
+                output=str(job.target),
+                input_size=result.input_size,
+                output_size=[width, height],
+                channels=channels,
+                bit_depth=result.bit_depth,
+                seconds={**result.seconds, "write": _since(start)},
+            )
+        )
+        if self._handling.lines:
+            self._bar.say(_line(self.results[-1]))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Note and print a failure that is no fault of GenDR."""
+        message = report_failure(job.source, error, debug=self._handling.debug)
+        self.results.append(FileResult(input=str(job.source), output=str(job.target), error=message))
+
+
+def _since(start: float) -> float:
+    return round(perf_counter() - start, 4)
 
 
 def _line(result: FileResult) -> str:
