@@ -19,15 +19,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .results import run
 from .scratch import ACCELERATOR_SCRATCH, ATEN, CPU_SCRATCH, round_up
 
 ATTENTION = ATEN.scaled_dot_product_attention.default
 LINEAR = ATEN.linear.default
-WHOLE = (LINEAR, ATEN.upsample_nearest2d.vec)  # made of others, but of other others where a mode like ours watches
+# Made of others, but of other others where a mode like ours watches.
+PRODUCT = ATEN.matmul.default
+WHOLE = (
+    LINEAR,
+    PRODUCT,
+    ATEN.group_norm.default,
+    ATEN.upsample_nearest2d.vec,
+    ATEN._upsample_bicubic2d_aa.vec,
+    ATEN._upsample_bilinear2d_aa.vec,
+)
 CUDA_GRANULE_BYTES = 512  # torch's CUDA allocator rounds up to this; what it loses in its 2 MiB blocks is not covered
 REMEMBERED = 4096  # outcomes kept; the full-size UNet has some 300 different ones
 META, SEQUENCES = torch.device("meta"), (list, tuple)
 _ELSEWHERE: ContextVar[bool] = ContextVar("elsewhere", default=False)
+_PLANNED: ContextVar[str] = ContextVar("planned", default="cpu")
 
 Result = TypeVar("Result")
 
@@ -54,6 +65,11 @@ def elsewhere() -> Generator[None]:
         _ELSEWHERE.reset(token)
 
 
+def device_type_of(x: Tensor) -> str:
+    """Return on what type of device ``x`` is computed with: while that is only measured, the one it is measured for."""
+    return _PLANNED.get() if x.is_meta else x.device.type
+
+
 def measure(run: Callable[[], Result], held: Sequence[Tensor] = (), *, device_type: str = "cpu") -> tuple[Result, Cost]:
     """Return the result of ``run`` and what it cost. With tensors on the meta device nothing is computed or allocated.
 
@@ -63,8 +79,12 @@ def measure(run: Callable[[], Result], held: Sequence[Tensor] = (), *, device_ty
         device_type: ``cpu``, ``cuda``, ...: the device that it is planned for, whose kernels' scratch memory counts.
     """
     held_storages = {tensor.untyped_storage() for tensor in held}
-    with torch.inference_mode(), _Meter(sum(map(len, held_storages)), device_type) as meter:
-        result = run()
+    token = _PLANNED.set(device_type)
+    try:
+        with torch.inference_mode(), _Meter(sum(map(len, held_storages)), device_type) as meter:
+            result = run()
+    finally:
+        _PLANNED.reset(token)
     return result, Cost(flops=meter.flops, peak_bytes=meter.peak_bytes[False], elsewhere_bytes=meter.peak_bytes[True])
 
 
@@ -102,6 +122,11 @@ class _Meter(TorchDispatchMode):
         self.flops += outcome.flops
         self.peak_bytes[place] = max(self.peak_bytes[place], self._live_bytes[place] + outcome.scratch_bytes)
         return result
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, a second and more, to tell it to leave this mode alone."""
+        return False
 
     def _free(self, place: bool, num_bytes: int) -> None:
         self._live_bytes[place] -= num_bytes
@@ -184,7 +209,7 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], setting:
     places: dict[int | str, Any] = {**dict(enumerate(positional)), **named}
     known = {leaf.untyped_storage() for leaf in _leaves([*places.values()]) if isinstance(leaf, Tensor)}
     before = {place: _describe(value)[:3] for place, value in places.items() if isinstance(value, Tensor)}
-    returned = func(*positional, **named)
+    returned = run(func, positional, named)
     results: list[_Sketch | int | str | None] = []
     allocated: list[tuple[int, int]] = []
     for index, leaf in enumerate(_leaves(returned)):
@@ -208,8 +233,8 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], setting:
 
 
 def _flops(func: Any, returned: Any, args: list[Any], kwargs: dict[str, Any]) -> int:
-    if func is LINEAR:
-        return 2 * returned.numel() * args[1].shape[1]
+    if func is LINEAR or func is PRODUCT:
+        return 2 * returned.numel() * args[0].shape[-1]
     formula = flop_registry.get(ATEN._scaled_dot_product_flash_attention if func is ATTENTION else func.overloadpacket)
     return formula(*args, **kwargs, out_val=returned) if formula else 0
 

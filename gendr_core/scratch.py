@@ -45,6 +45,12 @@ def _convolution(threads: int, out: Tensor, x: Tensor, weight: Tensor, *_: Any) 
     return copied + max(inputs + blocked_out - out.nbytes, blocked_out)
 
 
+def _packed_convolution(threads: int, out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
+    """Return what a convolution with packed weights allocates: as one in channels_last, but for its weights."""
+    del weight
+    return _dense_copy(threads, out, x) + ONEDNN_THREAD_BYTES * (threads + 1)
+
+
 def _has_onednn(dtype: torch.dtype) -> bool:
     """Tell whether oneDNN computes in ``dtype`` on this processor."""
     if not torch.backends.mkldnn.is_available():
@@ -98,6 +104,7 @@ CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     ATEN.mm: _matrix_product,
     ATEN.addmm: _matrix_product,
     ATEN.bmm: _matrix_product,
+    ATEN.matmul: _matrix_product,
     ATEN.baddbmm: _matrix_product,
     ATEN.scaled_dot_product_attention: _attention,
     ATEN.native_layer_norm: _dense_copy,
@@ -105,6 +112,8 @@ CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     ATEN.pixel_unshuffle: _dense_copy,
     ATEN._upsample_bicubic2d_aa: _resized_columns,
 }
+if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    CPU_SCRATCH[torch.ops.mkldnn._convolution_pointwise] = _packed_convolution
 ACCELERATOR_SCRATCH: dict[Any, Callable[..., int]] = {
     ATEN.convolution: _workspace,
     ATEN.scaled_dot_product_attention: _sums,
