@@ -3,10 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import graphs
 from .errors import ShapeError
+from .geometry import Extent
 from .host import Meter
 from .model import GenDRVAE, required_vae
 from .plan import DEFAULT_PLAN, StagePlan
+from .precision import device_settings
 from .spec import PIXEL_CHANNELS, SPATIAL_FACTOR, Back
 from .windows import BandedFrame
 
@@ -44,5 +47,13 @@ def decode(
     vae = required_vae(vae)
     meter = meter or Meter()
     device = meter.host.residency.acquire(vae.network, plan.activation_bytes)
-    run = BandedFrame(plan.bands, vae.network.operations, meter=meter, device=device)
-    return vae.network.decode(latent.to(device, vae.dtype), run=run).float()
+    network = vae.network
+
+    def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
+        run = BandedFrame(plan.bands, network.operations, meter=meter, device=device)
+        return network.decode(*inputs, run=run)
+
+    cells = Extent(*latent.shape[2:])
+    one_pass = graphs.Pass(network=network, plan=plan, meter=meter, cells=cells, constants=("decode",))
+    with device_settings(device, vae.dtype):
+        return graphs.run(one_pass, compute, (latent.to(device, vae.dtype),)).float()

@@ -3,9 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import graphs
+from .geometry import Extent
 from .host import Meter
 from .model import GenDRVAE, required_vae
 from .plan import DEFAULT_PLAN, StagePlan
+from .precision import device_settings
 from .spec import SPATIAL_FACTOR, Front
 from .windows import BandedFrame
 
@@ -38,5 +41,13 @@ def encode(
     vae = required_vae(vae)
     meter = meter or Meter()
     device = meter.host.residency.acquire(vae.network, plan.activation_bytes)
-    run = BandedFrame(plan.bands, vae.network.operations, meter=meter, device=device)
-    return vae.network.encode(pixels.to(device, vae.dtype), run=run).float()
+    network, (height, width) = vae.network, pixels.shape[2:]
+
+    def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
+        run = BandedFrame(plan.bands, network.operations, meter=meter, device=device)
+        return network.encode(*inputs, run=run)
+
+    cells = Extent(height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+    one_pass = graphs.Pass(network=network, plan=plan, meter=meter, cells=cells, constants=("encode",))
+    with device_settings(device, vae.dtype):
+        return graphs.run(one_pass, compute, (pixels.to(device, vae.dtype),)).float()

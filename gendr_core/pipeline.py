@@ -14,6 +14,7 @@ from .encode import encode
 from .errors import OptionError
 from .finish import Guides, finish
 from .geometry import Extent, Span
+from .graphs import used
 from .host import Host, Meter
 from .model import GenDRUNet, GenDRVAE, required_vae
 from .planner import Planner, Task
@@ -67,7 +68,7 @@ def restore(
     if guides.keep_everything():
         _log.warning("the mask is empty: what comes out is the resized input")
     job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides, plan.flops // num_frames)
-    with torch.inference_mode():
+    with torch.inference_mode(), used(options.graphs):
         if num_frames == 1:
             return _restore_frame(image, job, 0, None)
         size = (num_frames, planner.output.height, planner.output.width, channels)

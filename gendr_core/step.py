@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import graphs
 from .errors import OptionError, ShapeError
-from .geometry import Span
+from .geometry import Extent, Span
 from .host import Meter
 from .model import GenDRUNet
-from .nets import WholeFrame
 from .plan import DEFAULT_PLAN, StagePlan
+from .precision import device_settings
 from .tiling import run_tiles
 from .windows import BandedFrame
 
@@ -53,10 +54,10 @@ def one_step(
     weight = guidance_weight(unet, guidance)
     meter = meter or Meter()
     device = meter.host.residency.acquire(unet.network, plan.activation_bytes)
-    run = BandedFrame(plan.bands, unet.network.operations, windows=plan.windows, meter=meter)
 
     def restored(part: Tensor) -> Tensor:
-        return _restored(part.to(device), unet, weight, run)
+        with device_settings(device, unet.dtype, repeats=plan.tiles is not None):
+            return _restored(part.to(device), unet, weight, plan, meter)
 
     if plan.tiles is None:
         return restored(latent)
@@ -89,25 +90,47 @@ def guidance_weight(unet: GenDRUNet, guidance: float | None) -> float:
     return weight
 
 
-def _restored(latent: Tensor, unet: GenDRUNet, weight: float, run: WholeFrame) -> Tensor:
+def _restored(latent: Tensor, unet: GenDRUNet, weight: float, plan: StagePlan, meter: Meter) -> Tensor:
     """Return z_SR of ``latent`` [B, C, h, w] on the network's device: float32, unscaled."""
-    spec = unet.spec
-    scaled = latent if spec.input_scaling == 1.0 else latent * spec.input_scaling
+    spec, folded = unet.spec, "ends" in unet.folds
+    scaled = latent if folded or spec.input_scaling == 1.0 else latent * spec.input_scaling
     # In place from here on: at this size every copy counts.
-    restored = _predict(scaled.to(unet.dtype), unet, weight, run).float().mul_(spec.c_out)
+    restored = _predict(scaled.to(unet.dtype), unet, weight, plan, meter).float()
+    if not folded:
+        restored.mul_(spec.c_out / spec.output_scaling)
     if spec.c_skip != 0.0:
-        restored.add_(scaled, alpha=spec.c_skip)
-    return restored.div_(spec.output_scaling)
+        restored.add_(scaled, alpha=spec.c_skip * (spec.input_scaling if folded else 1.0) / spec.output_scaling)
+    return restored
 
 
-def _predict(latent: Tensor, unet: GenDRUNet, weight: float, run: WholeFrame) -> Tensor:
+def _predict(latent: Tensor, unet: GenDRUNet, weight: float, plan: StagePlan, meter: Meter) -> Tensor:
     """Return the guided prediction, [B, C, h, w] in the dtype of ``latent``."""
-    batch = latent.shape[0]
-    positive = unet.positive.to(latent).expand(batch, -1, -1)
-    if unet.negative is None or weight == 1.0:
-        return unet.network(latent, unet.spec.timestep, positive, run=run)
-    negative = unet.negative.to(latent).expand(batch, -1, -1)
-    prompts = torch.cat([negative, positive])
-    both = unet.network(latent.repeat(2, 1, 1, 1), unet.spec.timestep, prompts, run=run)
-    unguided, guided = both.chunk(2)
+    batch, network, timestep = latent.shape[0], unet.network, unet.spec.timestep
+    prompts = unet.positive.to(latent).expand(batch, -1, -1)
+    twice = unet.negative is not None and weight != 1.0
+    if unet.negative is not None and twice:
+        prompts = torch.cat([unet.negative.to(latent).expand(batch, -1, -1), prompts])
+    # What joins the two predictions: the network itself where they share its beginning, else what follows below.
+    guidance = weight if twice and "prefix" in unet.folds else None
+    joined = guidance is not None or not twice
+    latent = latent if joined else latent.repeat(2, 1, 1, 1)
+
+    def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
+        run = BandedFrame(plan.bands, network.operations, windows=plan.windows, meter=meter)
+        latent, prompts = inputs
+        return network(latent, timestep, prompts, run=run, guidance=guidance)
+
+    one_pass = graphs.Pass(
+        network=network,
+        plan=plan,
+        meter=meter,
+        cells=Extent(*latent.shape[2:]),
+        constants=("step", timestep, guidance),
+        # Where the timestep is not folded, its embedding begins on the processor.
+        recordable=network.time_embedding is None,
+    )
+    predicted = graphs.run(one_pass, compute, (latent, prompts))
+    if joined:
+        return predicted
+    unguided, guided = predicted.chunk(2)
     return unguided + weight * (guided - unguided)

@@ -101,7 +101,11 @@ def run(options: argparse.Namespace) -> bool:
         GenDRError: something is wrong before the first photo, or not one of them could be evaluated.
     """
     settings = RestoreOptions(
-        scale=float(LIGHT.scale), color=options.color, detail=options.detail, guidance=options.guidance
+        scale=float(LIGHT.scale),
+        color=options.color,
+        detail=options.detail,
+        guidance=options.guidance,
+        graphs=options.graphs,
     )
     rounds = _settle(options)
     models = load_models(options)

@@ -15,6 +15,7 @@ import torch
 from ..config import (
     ATTENTION_RANGES,
     COLOR_METHODS,
+    GRAPH_MODES,
     MAX_DETAIL,
     MAX_SCALE,
     MEMORY_MODES,
@@ -132,6 +133,12 @@ def add_restore_options(parser: argparse.ArgumentParser, *, sizes: bool = True) 
     group.add_argument(
         "--guidance", type=float, metavar="W", help="any weight but 1 runs the UNet twice (default: the model's)"
     )
+    group.add_argument(
+        "--graphs",
+        choices=GRAPH_MODES,
+        default="off",
+        help="auto records small frames of sizes that come again as CUDA graphs, not tried on a GPU yet (default off)",
+    )
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +177,7 @@ def restore_options(options: argparse.Namespace) -> RestoreOptions:
         color=options.color,
         detail=options.detail,
         guidance=options.guidance,
+        graphs=options.graphs,
         memory=MemoryOptions(
             mode=options.memory,
             attention=options.attention,
