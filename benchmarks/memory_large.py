@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from memory_seams import picture, untiled
 from report import table
-from speed import random_unet, random_vae
+from speed_networks import random_unet, random_vae
 
 from gendr_core.config import MemoryOptions, RestoreOptions
 from gendr_core.cost import measure
@@ -27,7 +27,7 @@ from gendr_core.image_io import read_image, write_image
 from gendr_core.model import GenDRUNet, GenDRVAE
 from gendr_core.pipeline import restore
 from gendr_core.planner import Planner, Task
-from gendr_core.sketch import meta_tensor, unet_sketch, vae_sketch
+from gendr_core.sketch import UNetKind, VAEKind, meta_tensor, unet_sketch, vae_sketch
 from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
 
 GIB = 2**30
@@ -91,9 +91,9 @@ def full_models(device: str) -> tuple[GenDRUNet, GenDRVAE]:
     if device != "meta":
         return random_unet(unet, device, dtype), random_vae(vae, device, dtype)
     prompt = torch.empty(77, unet.arch.cross_attention_dim, device="meta")
-    network = unet_sketch(unet.arch, dtype)
+    network = unet_sketch(UNetKind(unet, dtype, frozenset()))
     sketch = GenDRUNet(network=network, spec=unet, positive=prompt, negative=None, dtype=dtype)
-    return sketch, GenDRVAE(network=vae_sketch(vae.arch, dtype), spec=vae, dtype=dtype)
+    return sketch, GenDRVAE(network=vae_sketch(VAEKind(vae, dtype, frozenset())), spec=vae, dtype=dtype)
 
 
 def full_estimates() -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Memory: what bands cost in time beside the untiled networks, and whether time grows in proportion to pixels.
 
-Role: a part of ``memory``. Contenders take turns, as in ``speed``, whose networks these are.
+Role: a part of ``memory``. Contenders take turns, as in ``speed``, whose clocks and networks these are.
 """
 
 from functools import partial
@@ -9,13 +9,16 @@ from statistics import median
 import torch
 from memory_estimates import DTYPES
 from report import table
-from speed import STAGES, StageClock, interleave, random_vae, run_stages
+from speed_contenders import Ours
+from speed_networks import random_vae
+from speed_timing import STAGES, StageClock, interleave, tapped
 from torch import Tensor
 
+from gendr_core.config import MemoryOptions, RestoreOptions
 from gendr_core.decode import decode
 from gendr_core.encode import encode
-from gendr_core.geometry import Extent
-from gendr_core.model import DEFAULT_UNET, load_unet
+from gendr_core.model import DEFAULT_UNET, GenDRUNet, load_unet
+from gendr_core.pipeline import restore
 from gendr_core.spec import VAEArch, VAESpec
 
 EDGES = (1024, 2048, 4096, 8192)
@@ -33,8 +36,8 @@ def linear(device: str) -> str:
     clocks = {str(edge): StageClock(device) for edge in EDGES}
     for edge in EDGES:
         image = torch.rand(1, edge // SCALE, edge // SCALE, 3)
-        calls[str(edge)] = partial(run_stages, image, unet, None, Extent(edge, edge), clocks[str(edge)])
-    run_stages(torch.rand(1, 256, 256, 3), unet, None, Extent(1024, 1024), StageClock(device))
+        calls[str(edge)] = partial(_restore_tapped, image, unet, clocks[str(edge)])
+    _restore_tapped(torch.rand(1, 256, 256, 3), unet, StageClock(device))
     largest = str(EDGES[-1])
     seconds = interleave({edge: call for edge, call in calls.items() if edge != largest}, ROUNDS, device)
     seconds |= interleave({largest: calls[largest]}, 1, device)
@@ -52,6 +55,13 @@ def linear(device: str) -> str:
         f" (2^20 pixels), too.\n\n{listing}\n\nLargest over smallest s per megapixel:"
         f" {max(per_megapixel) / min(per_megapixel):.3f}."
     )
+
+
+def _restore_tapped(image: Tensor, unet: GenDRUNet, clock: StageClock) -> Tensor:
+    """Return ``image`` restored without tiles, its stages timed."""
+    options = RestoreOptions(scale=SCALE, memory=MemoryOptions(mode="whole"))
+    with tapped(Ours.taps, clock):
+        return restore(image, unet, options=options)
 
 
 @torch.inference_mode()
