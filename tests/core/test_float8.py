@@ -1,0 +1,39 @@
+"""Weights in 8 bits: how far they are off, and that reading them back adds nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gendr_core.float8 import from_float8, to_float8
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-60, 60), channels=st.integers(1, 5), rest=st.integers(1, 40))
+def test_a_weight_is_off_by_a_sixteenth_of_itself_or_little_of_its_channel(
+    seed: int, exponent: int, channels: int, rest: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.randint(-20, 1, (channels, rest), generator=generator)
+    weight = torch.ldexp(torch.randn(channels, rest, generator=generator), spread + exponent)
+    small, scales = to_float8(weight)
+    back = from_float8(small, scales)
+    assert (small.dtype, scales.dtype, back.dtype) == (torch.float8_e4m3fn, torch.float32, torch.bfloat16)
+    allowed = torch.maximum(weight.abs() / 16, weight.abs().amax(1, keepdim=True) * 2.0**-17)
+    assert ((back.float() - weight).abs() <= allowed).all()
+    # Exactly what the file says: nothing is rounded a second time.
+    assert torch.equal(back.double(), small.double() * scales.double()[:, None])
+
+
+def test_every_channel_has_a_scale_of_its_own() -> None:
+    weight = torch.tensor([1e-6, 1.0, 3e5])[:, None, None, None] * torch.linspace(0.1, 1.0, 9).reshape(1, 1, 3, 3)
+    back = from_float8(*to_float8(weight)).float()
+    assert back.shape == weight.shape
+    assert ((back - weight).abs() <= weight / 16).all()
+
+
+@pytest.mark.parametrize("largest", [448.0, 447.9, 224.0, 1.0, 0.0, 2.0**-100])
+def test_the_largest_weight_of_a_channel_fits(largest: float) -> None:
+    small, scales = to_float8(torch.tensor([[largest, -largest / 2]]))
+    assert torch.isfinite(small.float()).all()
+    assert from_float8(small, scales)[0, 0].item() == pytest.approx(largest, rel=1 / 16)
