@@ -8,6 +8,7 @@ ends (docs/algorithm.md, C4).
 A frame that fits in one band runs whole. Inference only: results take the place of what is no longer needed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,81 +17,17 @@ from torch import Tensor, nn
 
 from .geometry import Span, partition
 from .host import Meter
+from .moments import Moments, Normalisation
 from .nets import Operations, WholeFrame
-from .nets.layers import Downsample, ResnetBlock, Upsample
+from .nets.frame import guided
+from .nets.kernels import in_order
+from .nets.layers import PHASES, Downsample, ResnetBlock, Upsample
 from .parking import Frames
 from .plan import Bands
 
 PROCESSOR = torch.device("cpu")
 Read = Callable[[Span], Tensor]
 """Gives rows of a frame as [B, C, rows, W], ready for a convolution."""
-
-
-COPIED_BYTES = 2**24
-"""Of a band that is copied to float32 for its statistics at once."""
-
-
-class Moments:
-    """Mean and variance of every group of channels over a frame, gathered band by band in float32.
-
-    Parts join by n = n_a + n_b, d = m_b - m_a, m = m_a + d n_b / n, M2 = M2_a + M2_b + d^2 n_a n_b / n
-    (Chan, Golub and LeVeque 1979), written for variances.
-    """
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        """Start with no rows, for the groups of ``norm``."""
-        self._norm = norm
-        self._rows = 0
-        self._mean = self._variance = torch.empty(0)
-
-    def add(self, band: Tensor) -> None:
-        """Take [B, C, rows, W] in."""
-        if band.dtype == torch.float32 or band.device.type in ("cpu", "meta"):
-            self._take(band)
-        else:
-            # Here the kernel stores statistics in the dtype of the band: 16-bit bands go in as float32 pieces.
-            for part in partition(band.shape[2], max(1, COPIED_BYTES // (4 * band[:, :, 0].numel()))):
-                self._take(band[:, :, part.places].float())
-
-    def _take(self, band: Tensor) -> None:
-        batch, channels, rows, width = band.shape
-        ones = torch.ones(channels, device=band.device)
-        # The fused kernel reads a band once and keeps float32 statistics; its normalised band is not used.
-        shape = (batch, channels, rows * width, self._norm.num_groups)
-        _, mean, rstd = torch.native_group_norm(band.contiguous(), ones, torch.zeros_like(ones), *shape, self._norm.eps)
-        mean, variance = mean.float(), rstd.float().pow(-2) - self._norm.eps
-        if self._rows:
-            share = rows / (self._rows + rows)
-            distance = mean - self._mean
-            variance = torch.lerp(self._variance, variance, share) + share * (1.0 - share) * distance.square()
-            mean = self._mean + share * distance
-        self._mean, self._variance, self._rows = mean, variance, self._rows + rows
-
-    def normalisation(self, weight: Tensor, bias: Tensor) -> "Normalisation":
-        """Return what the norm does to every position, given its affine parameters [C] in float32."""
-        batch, groups = self._mean.shape
-        per_group = weight.shape[0] // groups
-        mean, variance = (
-            moment.repeat_interleave(per_group, dim=1).flatten() for moment in (self._mean, self._variance.clamp(min=0))
-        )
-        return Normalisation(mean, variance, weight.repeat(batch), bias.repeat(batch), self._norm.eps)
-
-
-class Normalisation:
-    """A group normalisation whose statistics are known: the same at every position."""
-
-    def __init__(self, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-        """Keep the four values of every image and channel, each [B * C], float32."""
-        self._values = (mean, variance, weight, bias)
-        self._eps = eps
-
-    def __call__(self, band: Tensor, *, activate: bool) -> Tensor:
-        """Return (x - mean) / sqrt(variance + eps) * weight + bias, then SiLU if asked, of [B, C, rows, W]."""
-        mean, variance, weight, bias = self._values
-        flat = band.reshape(1, -1, *band.shape[2:])
-        # Batch normalisation outside of training is just this formula, in one kernel.
-        result = F.batch_norm(flat, mean, variance, weight, bias, training=False, eps=self._eps)
-        return (F.silu(result, inplace=True) if activate else result).view(band.shape)
 
 
 class BandedConvolutions(WholeFrame):
@@ -118,20 +55,26 @@ class BandedConvolutions(WholeFrame):
 
     def convolution(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Return [B, C_out, H, W] of a 3x3 convolution with stride 1."""
+        x = in_order(x)
         if self.fits(x, conv.out_channels):
             return self.frames.park(self.whole(super().convolution(conv, self.frames.read_all(x)), conv))
         out = self.frames.make(x, x.shape[0], conv.out_channels, *x.shape[2:])
         self._convolve(conv, lambda span: self.frames.read(x, span), out, self.split_rows(x, conv.out_channels))
         return out
 
-    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution. What leaves the network is not parked."""
+    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, *, guidance: float | None = None) -> Tensor:
+        """Return [B, C_out, H, W], as ``WholeFrame.output``. What leaves the network is not parked."""
         if self.fits(x, conv.out_channels):
-            return self.whole(super().output(norm, conv, self.frames.read_all(x)), conv)
+            return self.whole(super().output(norm, conv, self.frames.read_all(x), guidance=guidance), conv)
         spans = self.split_rows(x, conv.out_channels)
         normalise = self.normalisation(norm, lambda span: self.frames.read(x, span), spans)
-        out = self.frames.make_near(x, x.shape[0], conv.out_channels, *x.shape[2:])
-        self._convolve(conv, lambda span: normalise(self.frames.read(x, span), activate=True), out, spans)
+        batch = x.shape[0] if guidance is None else x.shape[0] // 2
+        out = self.frames.make_near(x, batch, conv.out_channels, *x.shape[2:])
+
+        def read(span: Span) -> Tensor:
+            return guided(normalise(self.frames.read(x, span), activate=True), guidance)
+
+        self._convolve(conv, read, out, spans)
         return out
 
     def resnet(
@@ -196,17 +139,41 @@ class BandedConvolutions(WholeFrame):
     def upsample(self, block: Upsample, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the frame at ``size``, twice its own or one less."""
         out_shape = (*x.shape[:2], *size)
-        if x.element_size() * out_shape[0] * out_shape[1] * size[0] * size[1] <= self.bands.band_bytes:
-            return self.frames.park(self.whole(super().upsample(block, self.frames.read_all(x), size), block.conv))
+        if x.element_size() * math.prod(out_shape) <= self.bands.band_bytes:
+            result = super().upsample(block, self.frames.read_all(x), size)
+            return self.frames.park(self.whole(result, num_weights=block.num_weights))
         out = self.frames.make(x, *out_shape)
+        if block.phases is not None and size == (2 * x.shape[2], 2 * x.shape[3]):
+            self._enlarge(block, x, out)
+            return out
 
         def read(span: Span) -> Tensor:
             coarse = Span(span.start // 2, (span.stop + 1) // 2)
             fine = F.interpolate(self.frames.read(x, coarse), scale_factor=2.0, mode="nearest")
             return fine[:, :, span.within(coarse.times(2)), : size[1]]
 
-        self._convolve(block.conv, read, out, self.split_rows(out))
+        self._convolve_by(block.kernel(self.frames.make_near(out, 0)), read, out, self.split_rows(out))
         return out
+
+    def _enlarge(self, block: Upsample, x: Tensor, out: Tensor) -> None:
+        """Write ``x`` at twice its size, convolved by the phases of ``block``, into ``out``."""
+        height, width = x.shape[2:]
+        like = self.frames.make_near(out, 0)
+        phases = [self.operations.weights(phase, like) for phase in block.layers]
+        for span in self.pieces(height, max(1, self.rows_per_band(out, 0) // 2)):
+            rows = self.frames.read(x, span.widened(1, 1, height))
+            fine = self.frames.make_near(out, *out.shape[:2], 2 * len(span), 2 * width)
+            for (row, column), weights in zip(PHASES, phases, strict=True):
+                have = Span(span.start - 1 + row, span.stop + row)
+                inside = Span(max(0, have.start), min(height, have.stop))
+                # At an end of the frame a row of zeros belongs; the surplus one on the other side is dropped.
+                border = int(inside != have)
+                near = rows[:, :, inside.within(span.widened(1, 1, height))]
+                result = F.conv2d(near, *weights, padding=(border, 1))
+                first = have.start - inside.start + border
+                fine[:, :, row::2, column::2] = result[:, :, first : first + len(span), column : column + width]
+            self.frames.write(out, span.times(2), fine)
+            self.meter.advance(flops_of(out, num_weights=block.num_weights), span, height)
 
     def normalisation(self, norm: nn.GroupNorm, read: Read, spans: Sequence[Span]) -> Normalisation:
         """Return ``norm`` with its statistics over all rows of ``spans``."""
@@ -216,8 +183,10 @@ class BandedConvolutions(WholeFrame):
         return self._affine(norm, moments, read(Span(0, 1)))
 
     def _affine(self, norm: nn.GroupNorm, moments: Moments, like: Tensor) -> Normalisation:
-        weight, bias = self.operations.weights(norm, like.new_empty(0, dtype=torch.float32))
-        return moments.normalisation(weight, torch.zeros_like(weight) if bias is None else bias)
+        weight, bias = (
+            self.operations.weights(norm, like.new_empty(0, dtype=torch.float32)) if norm.affine else (None, None)
+        )
+        return moments.normalisation(weight, bias)
 
     def _resnet_again(self, block: ResnetBlock, x: Tensor, first: Normalisation, time_bias: Tensor | None) -> Tensor:
         """Return a resnet block in the place of ``x``, computing its middle once for the statistics and once to use."""
@@ -240,7 +209,9 @@ class BandedConvolutions(WholeFrame):
         second = self._affine(block.norm2, moments, above)
         for span in spans:
             inner, outer = span.widened(1, 1, height), span.widened(2, 2, height)
-            rows = torch.cat([above, self.frames.read(x, Span(span.start, outer.stop))], dim=2)
+            rows = self.frames.read(x, Span(span.start, outer.stop))
+            # What is joined to nothing would lose its order in memory.
+            rows = torch.cat([above, rows], dim=2) if span.start else rows
             # The next band reads these as they were.
             above = self.frames.read(x, Span(span.stop - 2, span.stop)).clone()
             normalised = second(middle(rows, outer, inner), activate=True)
@@ -252,15 +223,26 @@ class BandedConvolutions(WholeFrame):
         self, conv: nn.Conv2d, read: Read, out: Tensor, spans: Sequence[Span], *, add: Read | None = None
     ) -> None:
         """Write a 3x3 convolution with stride 1 of what ``read`` gives, plus what ``add`` gives, into ``out``."""
+        self._convolve_by(self.operations.weights(conv, self.frames.make_near(out, 0)), read, out, spans, add=add)
+
+    def _convolve_by(
+        self,
+        weights: tuple[Tensor, Tensor | None],
+        read: Read,
+        out: Tensor,
+        spans: Sequence[Span],
+        *,
+        add: Read | None = None,
+    ) -> None:
+        """Do the work of ``_convolve`` by a kernel [C_out, C, 3, 3] and its bias."""
         height = out.shape[2]
-        weights = self.operations.weights(conv, self.frames.make_near(out, 0))
         for span in spans:
             have = span.widened(1, 1, height)
             result = _convolved(read(have), *weights, have=have, want=span)
             if add is not None:
                 result.add_(add(span))
             self.frames.write(out, span, result)
-            self.meter.advance(flops_of(out, conv), span, height)
+            self.meter.advance(2 * weights[0].numel() * out[:, 0].numel(), span, height)
 
     def fits(self, x: Tensor, channels: int = 0) -> bool:
         """Return whether a frame of the size of ``x`` is one band; ``channels`` if it gets wider than ``x`` is."""
@@ -275,16 +257,16 @@ class BandedConvolutions(WholeFrame):
         """Return the bands of a frame of the size of ``x``; ``channels`` as in ``fits``."""
         return self.pieces(x.shape[2], self.rows_per_band(x, channels))
 
-    def whole(self, result: Tensor, *layers: nn.Module | None) -> Tensor:
-        """Return ``result``, which all of ``layers`` together made in one piece."""
+    def whole(self, result: Tensor, *layers: nn.Module | None, num_weights: int = 0) -> Tensor:
+        """Return ``result``, which all of ``layers`` together and ``num_weights`` more made in one piece."""
         rows = Span(0, result.shape[2])
-        self.meter.advance(flops_of(result, *layers), rows, len(rows))
+        self.meter.advance(flops_of(result, *layers, num_weights=num_weights), rows, len(rows))
         return result
 
 
-def flops_of(out: Tensor, *layers: nn.Module | None) -> int:
-    """Return 2 * weights * positions of ``out`` of all layers, convolutions or linear."""
-    num_weights = sum(layer.get_parameter("weight").numel() for layer in layers if layer is not None)
+def flops_of(out: Tensor, *layers: nn.Module | None, num_weights: int = 0) -> int:
+    """Return 2 * weights * positions of ``out``, of all layers, convolutions or linear, and ``num_weights`` more."""
+    num_weights += sum(layer.get_parameter("weight").numel() for layer in layers if layer is not None)
     return 2 * num_weights * out[:, 0].numel()
 
 

@@ -1,36 +1,26 @@
 """Weight files to validated weights with their spec, and back: safetensors only, the format described in docs.
 
-Role: between files and ``model``. A file passes ``header`` (bytes), ``metadata`` (values) and ``layouts`` (names and
-shapes) before a network of its shape is sketched without memory and compared with it; only then does ``tensorfile``
-read weights.
+Role: between files and ``model``. A file passes ``header`` (bytes) and ``contents`` (values, names and shapes) before
+``tensorfile`` reads weights.
 """
 
 import os
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from .blank import blank_unet, blank_vae
+from .contents import UNetCheckpoint, VAECheckpoint, num_parameters_of, sketch_unet, sketch_vae
 from .errors import CheckpointError
 from .header import Header, read_header
-from .layouts import PROMPT_NAMES, WORDS, Located, identify, locate
-from .metadata import (
-    SpecOverrides,
-    dump_metadata,
-    format_version,
-    model_spec,
-    parse_metadata,
-    unet_arch,
-    vae_arch,
-    vae_spec,
-)
-from .nets import VAE, UNet
-from .spec import ModelSpec, VAESpec
-from .tensorfile import SUFFIXES, check_dtypes, check_network, check_prompts, check_state, read_tensors, write_tensors
-from .untagged import infer_unet_arch, infer_vae_arch, unstated_unet, unstated_vae
+from .layouts import PROMPT_NAMES, WORDS, identify, locate
+from .metadata import SpecOverrides, dump_metadata, format_version
+from .spec import Fold, ModelSpec, VAESpec
+from .tensorfile import SUFFIXES, check_prompts, check_state, read_weights, write_tensors
 
 __all__ = [
     "SUFFIXES",
@@ -44,28 +34,6 @@ __all__ = [
     "write_unet",
     "write_vae",
 ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class UNetCheckpoint:
-    """A UNet file's content; tensors are on the CPU, in the file's own dtype and mapped from it until copied."""
-
-    spec: ModelSpec
-    state: dict[str, Tensor]
-    """Weights under diffusers names: exactly those of ``UNet(spec.arch)``."""
-    positive: Tensor
-    """Prompt embedding [tokens, cross_attention_dim]."""
-    negative: Tensor | None
-    """Negative prompt embedding, same shape, or None."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class VAECheckpoint:
-    """A VAE file's content; tensors as in ``UNetCheckpoint``."""
-
-    spec: VAESpec
-    state: dict[str, Tensor]
-    """Weights under diffusers names: exactly those of ``VAE(spec.arch)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +54,13 @@ class FileReport:
     num_tensors: int = 0
     num_bytes: int = 0
     problem: str | None = None
+    folds: tuple[Fold, ...] = ()
+    """What is folded in the weights of a baked file, by name."""
 
 
-def read_unet(path: str | os.PathLike[str], overrides: SpecOverrides | None = None) -> UNetCheckpoint:
+def read_unet(
+    path: str | os.PathLike[str], overrides: SpecOverrides | None = None, *, folded: bool = False
+) -> UNetCheckpoint:
     """Return the UNet of a file, checked: names, shapes, dtypes, every weight finite.
 
     With GenDR metadata the file says everything. Without (diffusers or LDM layout, also inside a whole SD checkpoint)
@@ -102,6 +74,7 @@ def read_unet(path: str | os.PathLike[str], overrides: SpecOverrides | None = No
     Args:
         path: a .safetensors file.
         overrides: values that the file lacks, or that replace the file's (see ``metadata.model_spec``).
+        folded: whether the caller takes a baked file, whose weights are not those of a plain network.
 
     Raises:
         CheckpointError: the file cannot be used; the text names the file, what is wrong and what to do.
@@ -109,11 +82,14 @@ def read_unet(path: str | os.PathLike[str], overrides: SpecOverrides | None = No
     path = Path(path)
     with _errors_about(path):
         header = read_header(path)
-        sketch, found = _sketch_unet(path, header, overrides or SpecOverrides())
-        return replace(sketch, state=read_tensors(path, found.sources, found.shapes))
+        sketch, found = sketch_unet(path, header, overrides or SpecOverrides())
+        _check_plain(sketch.folds, folded=folded)
+        return replace(sketch, state=read_weights(path, found))
 
 
-def read_vae(path: str | os.PathLike[str], overrides: SpecOverrides | None = None) -> VAECheckpoint:
+def read_vae(
+    path: str | os.PathLike[str], overrides: SpecOverrides | None = None, *, folded: bool = False
+) -> VAECheckpoint:
     """Return the VAE of a file, checked as by ``read_unet``.
 
     Without GenDR metadata the scaling factor is known by the number of parameters for VAE16 (0.2614) and SD's 4-channel
@@ -123,6 +99,7 @@ def read_vae(path: str | os.PathLike[str], overrides: SpecOverrides | None = Non
     Args:
         path: a .safetensors file.
         overrides: only ``latent_scaling`` is used; it replaces the file's.
+        folded: as for ``read_unet``.
 
     Raises:
         CheckpointError: the file cannot be used; the text names the file, what is wrong and what to do.
@@ -130,8 +107,17 @@ def read_vae(path: str | os.PathLike[str], overrides: SpecOverrides | None = Non
     path = Path(path)
     with _errors_about(path):
         header = read_header(path)
-        sketch, found = _sketch_vae(header, overrides or SpecOverrides())
-        return replace(sketch, state=read_tensors(path, found.sources, found.shapes))
+        sketch, found = sketch_vae(header, overrides or SpecOverrides())
+        _check_plain(sketch.folds, folded=folded)
+        return replace(sketch, state=read_weights(path, found))
+
+
+def _check_plain(folds: frozenset[Fold], *, folded: bool) -> None:
+    if folds and not folded:
+        raise CheckpointError(
+            f"expected plain weights, got baked ones ({', '.join(sorted(folds))}), which are for restoring only: use"
+            " the file that they were baked from"
+        )
 
 
 def write_unet(
@@ -140,30 +126,36 @@ def write_unet(
     state: Mapping[str, Tensor],
     positive: Tensor,
     negative: Tensor | None = None,
+    folds: Collection[Fold] = (),
 ) -> None:
     """Write a UNet file that ``read_unet`` returns unchanged; an existing file is replaced only once all is written.
 
     Args:
         path: ends in .safetensors or .sft; its folder exists.
         spec: how the UNet is run.
-        state: weights under diffusers names, float32, float16 or bfloat16, on any device.
-        positive: prompt embedding [tokens, cross_attention_dim].
+        state: weights under diffusers names, float32, float16 or bfloat16, on any device; or float8 with their scales
+            beside them (see ``tensorfile.check_state``), which are read as bfloat16.
+        positive: prompt embedding [tokens, cross_attention_dim]; with the fold ``prompt``, keys and values.
         negative: negative prompt embedding, same shape; needed where ``spec.guidance`` is not 1.
+        folds: what is folded in the weights, out of ``spec.FILE_FOLDS``.
 
     Raises:
         CheckpointError: weights or prompts do not fit the spec or are not finite, or the file cannot be written.
     """
     path = Path(path)
     with _errors_about(path):
-        check_state(UNet(spec.arch, device="meta"), state)
-        check_prompts(spec, positive, negative)
+        metadata, network = dump_metadata("unet", spec, folds), blank_unet(spec, folds)
+        check_state(network, state)
+        check_prompts(network.context_width, spec.guidance, positive, negative)
         prompts = {
             name: prompt for name, prompt in zip(PROMPT_NAMES, (positive, negative), strict=True) if prompt is not None
         }
-        write_tensors(path, {**state, **prompts}, dump_metadata("unet", spec))
+        write_tensors(path, {**state, **prompts}, metadata)
 
 
-def write_vae(path: str | os.PathLike[str], spec: VAESpec, state: Mapping[str, Tensor]) -> None:
+def write_vae(
+    path: str | os.PathLike[str], spec: VAESpec, state: Mapping[str, Tensor], folds: Collection[Fold] = ()
+) -> None:
     """Write a VAE file that ``read_vae`` returns unchanged; arguments and errors as for ``write_unet``.
 
     Raises:
@@ -171,50 +163,9 @@ def write_vae(path: str | os.PathLike[str], spec: VAESpec, state: Mapping[str, T
     """
     path = Path(path)
     with _errors_about(path):
-        check_state(VAE(spec.arch, device="meta"), state)
-        write_tensors(path, state, dump_metadata("vae16", spec))
-
-
-def _sketch_unet(path: Path, header: Header, overrides: SpecOverrides) -> tuple[UNetCheckpoint, Located]:
-    """Return all but the weights, which are checked as far as the header tells, and where the weights are."""
-    values = parse_metadata(header.metadata, "unet")
-    found = locate("unet", header.shapes)
-    arch = infer_unet_arch(found.shapes) if values is None else unet_arch(values)
-    spec = model_spec(arch, unstated_unet(arch) if values is None else values, overrides)
-    check_network(UNet(arch, device="meta"), found.shapes)
-    check_dtypes(header, found.sources.values())
-    names = [name for name in PROMPT_NAMES if name in header.tensors]
-    check_dtypes(header, names)
-    stored = read_tensors(path, {name: name for name in names}, header.shapes)
-    positive, negative = (
-        stored.get(name) if given is None else given
-        for name, given in zip(PROMPT_NAMES, (overrides.positive, overrides.negative), strict=True)
-    )
-    if positive is None:
-        raise CheckpointError(
-            "the file has no prompt embedding (prompt.positive): give SpecOverrides(positive=...) of shape"
-            f" [tokens, {arch.cross_attention_dim}], or write the file with one"
-        )
-    check_prompts(spec, positive, negative)
-    return UNetCheckpoint(spec=spec, state={}, positive=positive, negative=negative), found
-
-
-def _sketch_vae(header: Header, overrides: SpecOverrides) -> tuple[VAECheckpoint, Located]:
-    """Return all but the weights, which are checked as far as the header tells, and where the weights are."""
-    values = parse_metadata(header.metadata, "vae16")
-    found = locate("vae16", header.shapes)
-    if values is None:
-        arch, values = infer_vae_arch(found.shapes), unstated_vae(_num_parameters(header, found))
-    else:
-        arch = vae_arch(values)
-    spec = vae_spec(arch, values, overrides)
-    check_network(VAE(arch, device="meta"), found.shapes)
-    check_dtypes(header, found.sources.values())
-    return VAECheckpoint(spec=spec, state={}), found
-
-
-def _num_parameters(header: Header, found: Located) -> int:
-    return sum(header.tensors[source].num_elements for source in found.sources.values())
+        metadata = dump_metadata("vae16", spec, folds)
+        check_state(blank_vae(spec, folds), state)
+        write_tensors(path, state, metadata)
 
 
 def inspect(path: str | os.PathLike[str]) -> FileReport:
@@ -233,13 +184,13 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
         return FileReport(kind="unreadable", num_bytes=num_bytes, problem=str(error))
     kind = identify(header.tensors)
     num_parameters = sum(info.num_elements for info in header.tensors.values())
-    layout, spec, problem = None, None, None
+    layout, spec, problem, folds = None, None, None, frozenset[Fold]()
     try:
         with _errors_about(path):
             if kind == "unet" or kind == "vae16":
                 found = locate(kind, header.shapes)
-                layout, num_parameters = found.layout, _num_parameters(header, found)
-            spec = _sketch(kind, path, header)
+                layout, num_parameters = found.layout, num_parameters_of(header, found)
+            spec, folds = _sketch(kind, path, header)
     except CheckpointError as error:
         problem = str(error)
     return FileReport(
@@ -252,16 +203,18 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
         num_tensors=len(header.tensors),
         num_bytes=header.num_bytes,
         problem=problem,
+        folds=tuple(sorted(folds)),
     )
 
 
-def _sketch(kind: str, path: Path, header: Header) -> ModelSpec | VAESpec | None:
-    """Return the spec of a file with one network, None for a usable one with two."""
+def _sketch(kind: str, path: Path, header: Header) -> tuple[ModelSpec | VAESpec | None, frozenset[Fold]]:
+    """Return the spec and the folds of a file with one network, None and none for a usable one with two."""
     if kind not in ("unet", "vae16", "checkpoint"):
         raise CheckpointError(f"expected a UNet or a VAE, got {WORDS[kind]}: choose another file")
-    unet = None if kind == "vae16" else _sketch_unet(path, header, SpecOverrides())[0].spec
-    vae = None if kind == "unet" else _sketch_vae(header, SpecOverrides())[0].spec
-    return None if unet and vae else unet or vae
+    unet = None if kind == "vae16" else sketch_unet(path, header, SpecOverrides())[0]
+    vae = None if kind == "unet" else sketch_vae(header, SpecOverrides())[0]
+    one = None if unet and vae else unet or vae
+    return (None, frozenset()) if one is None else (one.spec, one.folds)
 
 
 @contextmanager

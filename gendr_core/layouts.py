@@ -18,6 +18,8 @@ Layout = Literal["diffusers", "ldm"]
 
 PREFIXES: dict[Kind, str] = {"unet": "model.diffusion_model.", "vae16": "first_stage_model."}
 PROMPT_NAMES = ("prompt.positive", "prompt.negative")
+SCALE_SUFFIX = "_scale"
+"""Behind the name of a weight in 8 bits: what to multiply its output channels with."""
 
 CONDITIONED = re.compile(r"(add_embedding|label_emb|class_embedding)\.")
 """UNet tensors of SDXL, unCLIP and upscaling models, which ask for inputs that GenDR does not have."""
@@ -55,6 +57,8 @@ class Located:
     """Name in the file by diffusers name."""
     shapes: Mapping[str, Shape]
     """Shape that the network expects (1x1 convolutions as linear layers) by diffusers name."""
+    scales: Mapping[str, str]
+    """Name in the file of the scales of a weight by the weight's diffusers name, for those that have some."""
 
 
 def identify(names: Collection[str]) -> str:
@@ -84,6 +88,7 @@ def locate(kind: Kind, shapes: Mapping[str, Shape]) -> Located:
             f"expected {WANTED[kind]}, got {WORDS[contents[0]]}: choose a file that holds {WANTED[kind]}"
         )
     rename = _renamer(kind, layout, stripped)
+    scaled = {name: stripped.pop(name + SCALE_SUFFIX) for name in list(stripped) if name + SCALE_SUFFIX in stripped}
     sources: dict[str, str] = {}
     for name, source in stripped.items():
         renamed = rename(name)
@@ -93,7 +98,7 @@ def locate(kind: Kind, shapes: Mapping[str, Shape]) -> Located:
             )
         sources[renamed] = source
     squeezed = {name: _squeeze(name, shapes[source]) for name, source in sources.items()}
-    return Located(layout, sources, squeezed)
+    return Located(layout, sources, squeezed, {rename(name): scales for name, scales in scaled.items()})
 
 
 def _contents(names: Collection[str]) -> list[str]:

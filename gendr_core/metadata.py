@@ -1,7 +1,8 @@
 """What a checkpoint file says besides its weights: the ``gendr`` metadata (JSON) to a spec and back.
 
-Role: used by ``checkpoint``, between the checked ``header`` and ``spec``. Values that a user gives replace those of the
-file. The format is version 1: every field of the spec by its name, beside ``format`` and ``kind``.
+Role: used by ``contents``, between the checked ``header`` and ``spec``; ``jsonfields`` checks types. Values that a user
+gives replace those of the file. The format is version 1: every field of the spec by its name, beside ``format`` and
+``kind``. Version 2 adds ``folds``, what is folded in the weights; files without folds stay of version 1.
 """
 
 import json
@@ -12,17 +13,34 @@ from typing import Literal, cast
 from torch import Tensor
 
 from .errors import CheckpointError
-from .spec import Back, Front, ModelSpec, Prediction, UNetArch, VAEArch, VAESpec, alpha_bar, one_step_coefficients
+from .jsonfields import Fields, load_object
+from .spec import (
+    FILE_FOLDS,
+    VAE_FOLDS,
+    Back,
+    Fold,
+    Front,
+    ModelSpec,
+    Prediction,
+    UNetArch,
+    VAEArch,
+    VAESpec,
+    alpha_bar,
+    one_step_coefficients,
+)
 
-METADATA_KEY = "gendr"
-FORMAT_VERSION = 1
+METADATA_KEY, FOLDS_KEY = "gendr", "folds"
+PLAIN_FORMAT, FOLDED_FORMAT = 1, 2
 GENDR_TIMESTEP = 354
 """Where GenDR sets alpha_bar to exactly 0.5 (algorithm.md A2)."""
 
 Kind = Literal["unet", "vae16"]
 
-MAX_NUMBER = 1e30
-"""Beyond what any field means; keeps huge integers from overflowing a float."""
+STORED_FOLDS: dict[Kind, tuple[Fold, ...]] = {
+    "unet": FILE_FOLDS,
+    "vae16": tuple(fold for fold in FILE_FOLDS if fold in VAE_FOLDS),
+}
+"""What a file of a kind can have folded."""
 
 TEXT_FIELDS = frozenset({"title", "license", "source", "trained_on"})
 """Fields that a file may leave out: they describe and change nothing."""
@@ -56,86 +74,62 @@ class SpecOverrides:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class _Fields:
-    """Strictly typed look at a JSON object: no number for a flag, no flag for a number, nothing infinite."""
-
-    def __init__(self, values: Mapping[str, object], where: str) -> None:
-        self._values = values
-        self._where = where
-
-    def integer(self, name: str) -> int:
-        return self._integer(name, self._values[name])
-
-    def number(self, name: str) -> float:
-        value = self._values[name]
-        if type(value) not in (int, float):
-            raise self._wrong(name, "a number", value)
-        number = cast("int | float", value)
-        if not abs(number) <= MAX_NUMBER:  # NaN fails here too
-            raise self._wrong(name, "a finite number", value)
-        return float(number)
-
-    def text(self, name: str) -> str:
-        value = self._values.get(name, "")
-        if not isinstance(value, str):
-            raise self._wrong(name, "text", value)
-        return value
-
-    def flag(self, name: str) -> bool:
-        return self._flag(name, self._values[name])
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        return tuple(self._integer(name, item) for item in self._list(name))
-
-    def flags(self, name: str) -> tuple[bool, ...]:
-        return tuple(self._flag(name, item) for item in self._list(name))
-
-    def _list(self, name: str) -> list[object]:
-        value = self._values[name]
-        if not isinstance(value, list):
-            raise self._wrong(name, "a list", value)
-        return cast("list[object]", value)
-
-    def _integer(self, name: str, value: object) -> int:
-        if type(value) is not int:
-            raise self._wrong(name, "an integer", value)
-        return value
-
-    def _flag(self, name: str, value: object) -> bool:
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false", value)
-        return value
-
-    def _wrong(self, name: str, expected: str, value: object) -> CheckpointError:
-        return CheckpointError(f"expected {expected} as {name} of the {self._where}, got {value!r:.80}")
-
-
 def parse_metadata(metadata: Mapping[str, str], kind: Kind) -> dict[str, object] | None:
     """Return the values in the ``gendr`` metadata, ``format`` and ``kind`` taken off; None where the file has none.
 
-    Only names are checked here; ``model_spec``, ``vae_spec`` and the arch functions check types.
+    Only names are checked here; ``model_spec``, ``vae_spec``, ``stored_folds`` and the arch functions check types.
 
     Raises:
-        CheckpointError: not a JSON object, a format newer than version 1, another kind, or a key unknown to version 1.
+        CheckpointError: not a JSON object, a format newer than version 2, another kind, or a key that its version does
+            not have.
     """
     if METADATA_KEY not in metadata:
         return None
-    values = _load(metadata[METADATA_KEY])
+    values = load_object(metadata[METADATA_KEY])
     version = values.pop("format", None)
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"expected format {FORMAT_VERSION} in the GenDR metadata, got {version!r:.80}")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"the file has format {version}, this GenDR reads format {FORMAT_VERSION}: update GenDR")
+    if type(version) is not int or version < PLAIN_FORMAT:
+        raise CheckpointError(
+            f"expected format {PLAIN_FORMAT} or {FOLDED_FORMAT} in the GenDR metadata, got {version!r:.80}"
+        )
+    if version > FOLDED_FORMAT:
+        raise CheckpointError(
+            f"the file has format {version}, this GenDR reads formats {PLAIN_FORMAT} and {FOLDED_FORMAT}: update GenDR"
+        )
     found = values.pop("kind", None)
     if found != kind:
         raise CheckpointError(f"expected kind {kind!r}, got {found!r:.80}: use the file where that kind is asked for")
-    spec = ModelSpec if kind == "unet" else VAESpec
-    unknown = sorted(values.keys() - {field.name for field in fields(spec)})
+    known = {field.name for field in fields(ModelSpec if kind == "unet" else VAESpec)}
+    if version == FOLDED_FORMAT:
+        known.add(FOLDS_KEY)
+        if FOLDS_KEY not in values:
+            raise CheckpointError(f"the metadata of format {version} lacks {FOLDS_KEY}: the file is damaged")
+    unknown = sorted(values.keys() - known)
     if unknown:
         raise CheckpointError(
-            f"format {FORMAT_VERSION} has no metadata key {unknown[0]!r:.80}: the file is damaged or was edited"
+            f"format {version} has no metadata key {unknown[0]!r:.80}: the file is damaged or was edited"
         )
     return values
+
+
+def stored_folds(values: Mapping[str, object], kind: Kind) -> frozenset[Fold]:
+    """Return what is folded in the weights of a file; nothing in one of version 1.
+
+    Raises:
+        CheckpointError: not a sorted list of different names, an empty one, or a fold that no such file can have.
+    """
+    if FOLDS_KEY not in values:
+        return frozenset()
+    names = Fields(values, "metadata").texts(FOLDS_KEY)
+    allowed = STORED_FOLDS[kind]
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise CheckpointError(
+            f"expected {FOLDS_KEY} out of {', '.join(sorted(allowed))}, got {unknown[0]!r:.80}: update GenDR, or bake"
+            " the file again"
+        )
+    if not names or list(names) != sorted(set(names)):
+        raise CheckpointError(f"expected {FOLDS_KEY} as a sorted list of names, got {list(names)}: bake the file again")
+    return frozenset(fold for fold in allowed if fold in names)
 
 
 def format_version(metadata: Mapping[str, str]) -> int | None:
@@ -144,13 +138,25 @@ def format_version(metadata: Mapping[str, str]) -> int | None:
     Raises:
         CheckpointError: the metadata is not a JSON object.
     """
-    version = _load(metadata[METADATA_KEY]).get("format") if METADATA_KEY in metadata else None
+    version = load_object(metadata[METADATA_KEY]).get("format") if METADATA_KEY in metadata else None
     return version if type(version) is int else None
 
 
-def dump_metadata(kind: Kind, spec: ModelSpec | VAESpec) -> dict[str, str]:
-    """Return the metadata of a file with this spec: one key, because the library orders several at random."""
-    values = {"format": FORMAT_VERSION, "kind": kind, **asdict(spec)}
+def dump_metadata(kind: Kind, spec: ModelSpec | VAESpec, folds: Collection[Fold] = ()) -> dict[str, str]:
+    """Return the metadata of a file with this spec: one key, because the library orders several at random.
+
+    Args:
+        kind: of the network.
+        spec: of the network.
+        folds: what is folded in its weights.
+
+    Raises:
+        CheckpointError: a file of this kind cannot have these folds.
+    """
+    values: dict[str, object] = {"format": FOLDED_FORMAT if folds else PLAIN_FORMAT, "kind": kind, **asdict(spec)}
+    if folds:
+        values[FOLDS_KEY] = sorted(folds)
+        stored_folds(values, kind)
     return {METADATA_KEY: json.dumps(values, allow_nan=False)}
 
 
@@ -213,7 +219,7 @@ def model_spec(arch: UNetArch, values: Mapping[str, object], overrides: SpecOver
         merged.pop("c_skip", None)
         merged.pop("c_out", None)
     merged.update(given)
-    found = _Fields(merged, "UNet")
+    found = Fields(merged, "UNet")
     if {"c_skip", "c_out"} <= merged.keys():
         merged.setdefault("prediction", "epsilon")
     elif {"prediction", "timestep"} <= merged.keys():
@@ -221,7 +227,7 @@ def model_spec(arch: UNetArch, values: Mapping[str, object], overrides: SpecOver
         signal_power = 0.5 if timestep == GENDR_TIMESTEP else alpha_bar(timestep)
         skip, out = one_step_coefficients(cast("Prediction", found.text("prediction")), signal_power)
         merged = {"c_skip": skip, "c_out": out, **merged}
-        found = _Fields(merged, "UNet")
+        found = Fields(merged, "UNet")
     _require(merged.keys(), {field.name for field in fields(ModelSpec)})
     return ModelSpec(
         arch=arch,
@@ -252,7 +258,7 @@ def vae_spec(arch: VAEArch, values: Mapping[str, object], overrides: SpecOverrid
     if overrides.latent_scaling is not None:
         merged["latent_scaling"] = overrides.latent_scaling
     _require(merged.keys(), {field.name for field in fields(VAESpec)})
-    found = _Fields(merged, "VAE")
+    found = Fields(merged, "VAE")
     return VAESpec(
         arch=arch,
         latent_scaling=found.number("latent_scaling"),
@@ -263,19 +269,7 @@ def vae_spec(arch: VAEArch, values: Mapping[str, object], overrides: SpecOverrid
     )
 
 
-def _load(text: str) -> dict[str, object]:
-    try:
-        values: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the GenDR metadata is not valid JSON ({error}): the file is damaged") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"expected a JSON object as GenDR metadata, got {type(values).__name__}: the file is damaged"
-        )
-    return cast("dict[str, object]", values)
-
-
-def _arch(values: Mapping[str, object], expected: Collection[str]) -> _Fields:
+def _arch(values: Mapping[str, object], expected: Collection[str]) -> Fields:
     arch = values.get("arch")
     if not isinstance(arch, dict):
         raise CheckpointError(f"expected an object as arch in the metadata, got {arch!r:.80}: the file is damaged")
@@ -285,7 +279,7 @@ def _arch(values: Mapping[str, object], expected: Collection[str]) -> _Fields:
             raise CheckpointError(
                 f"the arch in the GenDR metadata {problem} {', '.join(sorted(names)):.200}: the file is damaged"
             )
-    return _Fields(arch, "arch")
+    return Fields(arch, "arch")
 
 
 def _require(present: Collection[str], expected: Collection[str]) -> None:

@@ -3,16 +3,20 @@
 Role: between ``checkpoint`` (files) and the stages ``encode``, ``step`` and ``decode`` (computation).
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .blank import blank_unet, blank_vae
 from .checkpoint import SpecOverrides, read_unet, read_vae
 from .errors import CheckpointError, OptionError
 from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
-from .spec import ModelSpec, VAESpec
+from .nets.packed import can_pack, pack
+from .spec import UNET_FOLDS, VAE_FOLDS, Fold, ModelSpec, VAESpec
+from .specialise import specialise_unet, specialise_vae
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 DEFAULT_UNET = "gendr-mini-pixel.safetensors"
@@ -25,11 +29,31 @@ class GenDRUNet:
     network: UNet
     spec: ModelSpec
     positive: Tensor
-    """[tokens, cross_attention_dim], the prompt embedding."""
+    """[tokens, width], the prompt as the network takes it, from ``prompt``."""
     negative: Tensor | None
     """As ``positive``, for guidance; None where the file has none."""
     dtype: torch.dtype
     """In which activations are computed."""
+    folds: frozenset[Fold] = frozenset()
+    """What ``specialise`` has folded."""
+    prompt_weights: Tensor | None = None
+    """[width, cross_attention_dim], which makes keys and values of an embedding; None where the network does it."""
+
+    def prompt(self, embedding: Tensor) -> Tensor:
+        """Return a prompt embedding [tokens, cross_attention_dim] as the network takes it: [tokens, width].
+
+        Raises:
+            OptionError: the file has keys and values of its prompt, but not what makes them.
+        """
+        if self.prompt_weights is None:
+            if "prompt" in self.folds:
+                raise OptionError(
+                    "expected a model whose prompt can be changed, got one with its prompt baked in: load the file that"
+                    " it was baked from"
+                )
+            return embedding
+        wide = torch.promote_types(embedding.dtype, torch.float32)
+        return embedding.to(wide) @ self.prompt_weights.to(wide).T
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +64,8 @@ class GenDRVAE:
     spec: VAESpec
     dtype: torch.dtype
     """In which activations are computed."""
+    folds: frozenset[Fold] = frozenset()
+    """What ``specialise`` has folded."""
 
 
 def required_vae(vae: GenDRVAE | None) -> GenDRVAE:
@@ -92,6 +118,7 @@ def load_unet(
     dtype: torch.dtype | None = None,
     operations: Operations = TORCH_OPERATIONS,
     overrides: SpecOverrides | None = None,
+    folds: Collection[Fold] = UNET_FOLDS,
 ) -> GenDRUNet:
     """Return the UNet of a checkpoint file, ready to run.
 
@@ -101,21 +128,24 @@ def load_unet(
         dtype: of weights and activations; None takes ``default_dtype``.
         operations: namespace of layer classes.
         overrides: values that the file does not say, or says wrongly.
+        folds: what is folded for speed, besides what a baked file has folded; none of them leaves the network as its
+            file has it.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or says too little.
     """
-    dtype = dtype or default_dtype(device)
-    checkpoint = read_unet(resolve_weights(path), overrides)
-    network = UNet(checkpoint.spec.arch, operations=operations, device="meta")
-    _fill(network, checkpoint.state, device, dtype)
-    return GenDRUNet(
+    checkpoint = read_unet(resolve_weights(path), overrides, folded=True)
+    network = blank_unet(checkpoint.spec, checkpoint.folds, operations)
+    network.load_state_dict(checkpoint.state, assign=True)
+    unet = GenDRUNet(
         network=network,
         spec=checkpoint.spec,
         positive=checkpoint.positive.float(),
         negative=None if checkpoint.negative is None else checkpoint.negative.float(),
-        dtype=dtype,
+        dtype=dtype or default_dtype(device),
+        folds=checkpoint.folds,
     )
+    return fold_unet(unet, folds, device=device)
 
 
 def load_vae(
@@ -125,21 +155,60 @@ def load_vae(
     dtype: torch.dtype | None = None,
     operations: Operations = TORCH_OPERATIONS,
     overrides: SpecOverrides | None = None,
+    folds: Collection[Fold] = VAE_FOLDS,
 ) -> GenDRVAE:
     """Return the VAE of a checkpoint file, ready to run.
 
     Arguments and errors as ``load_unet``, but dtype None takes ``default_vae_dtype``.
     """
-    dtype = dtype or default_vae_dtype(device)
-    checkpoint = read_vae(resolve_weights(path), overrides)
-    network = VAE(checkpoint.spec.arch, operations=operations, device="meta")
-    _fill(network, checkpoint.state, device, dtype)
-    return GenDRVAE(network=network, spec=checkpoint.spec, dtype=dtype)
+    checkpoint = read_vae(resolve_weights(path), overrides, folded=True)
+    network = blank_vae(checkpoint.spec, checkpoint.folds, operations)
+    network.load_state_dict(checkpoint.state, assign=True)
+    vae = GenDRVAE(
+        network=network, spec=checkpoint.spec, dtype=dtype or default_vae_dtype(device), folds=checkpoint.folds
+    )
+    return fold_vae(vae, folds, device=device)
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Give a network made on the meta device its weights, for inference only."""
-    # Copied, so that no parameter stays mapped from the file: it can then be moved or replaced while the model lives.
-    converted = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in state.items()}
-    network.load_state_dict(converted, assign=True)
+def fold_unet(
+    unet: GenDRUNet, folds: Collection[Fold] = UNET_FOLDS, *, device: torch.device | str = "cpu"
+) -> GenDRUNet:
+    """Return a UNet with ``folds``, in its dtype; the network is changed in place and brought there.
+
+    Args:
+        unet: as its file has it, with weights of any dtype and perhaps some folds, but not ``packed``.
+        folds: what is folded besides; ``packed`` only where oneDNN computes and no host has a say in layers.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: one of the folds cannot follow those that the network has.
+    """
+    prompt_weights = specialise_unet(unet.network, unet.spec, folds, unet.folds)
+    _place(unet.network, device, unet.dtype)
+    own_layers = torch.device(device).type == "cpu" and unet.network.operations is TORCH_OPERATIONS
+    done = unet.folds.union(folds)
+    done = done if own_layers and can_pack(unet.dtype) else done - {"packed"}
+    if "packed" in done:
+        pack(unet.network)
+    if prompt_weights is None:
+        return replace(unet, folds=done)
+    folded = replace(unet, folds=done, prompt_weights=prompt_weights)
+    negative = None if unet.negative is None else folded.prompt(unet.negative)
+    return replace(folded, positive=folded.prompt(unet.positive), negative=negative)
+
+
+def fold_vae(vae: GenDRVAE, folds: Collection[Fold] = VAE_FOLDS, *, device: torch.device | str = "cpu") -> GenDRVAE:
+    """Return a VAE with ``folds``; arguments and errors as ``fold_unet``."""
+    specialise_vae(vae.network, folds, vae.folds)
+    _place(vae.network, device, vae.dtype)
+    return replace(vae, folds=vae.folds.union(folds))
+
+
+def _place(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Bring the weights of a network to where and how they are used, for inference only."""
+    on_processor = torch.device(device).type == "cpu"
+    for parameter in network.parameters():
+        # Copied: a parameter mapped from the file could not be moved or replaced while the model lives.
+        order = torch.channels_last if parameter.ndim == 4 and on_processor else torch.contiguous_format
+        parameter.data = parameter.data.to(device=device, dtype=dtype, copy=True, memory_format=order)
     network.requires_grad_(False).train(False)

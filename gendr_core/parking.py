@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cost import elsewhere
 from .geometry import Span
+from .nets.kernels import frame_format, in_order
 
 
 class Frames:
@@ -28,13 +29,13 @@ class Frames:
     def make(self, like: Tensor, *shape: int) -> Tensor:
         """Return an empty frame of ``shape`` in the dtype of ``like``, where frames live."""
         if self._home is None:
-            return like.new_empty(shape)
+            return _empty(shape, like, like.device)
         with elsewhere():
-            return like.new_empty(shape, device=self._home)
+            return _empty(shape, like, self._home)
 
     def make_near(self, like: Tensor, *shape: int) -> Tensor:
         """Return an empty tensor of ``shape`` in the dtype of ``like``, where the network computes."""
-        return like.new_empty(shape, device=self._device)
+        return _empty(shape, like, self._device or like.device)
 
     def read(self, frame: Tensor, span: Span) -> Tensor:
         """Return rows of a frame, where the network computes: a copy of what is parked beside it, else a view."""
@@ -55,4 +56,9 @@ class Frames:
 
     def park(self, result: Tensor) -> Tensor:
         """Return ``result``, made in one piece, where frames live."""
-        return result if self._home is None else self.make(result, *result.shape).copy_(result)
+        return in_order(result) if self._home is None else self.make(result, *result.shape).copy_(result)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor, device: torch.device) -> Tensor:
+    order = frame_format(like) if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=device, memory_format=order)

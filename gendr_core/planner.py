@@ -19,7 +19,7 @@ from .host import Host
 from .memory import default_budget
 from .model import GenDRUNet, GenDRVAE
 from .plan import TILE_MULTIPLE, Plan, StagePlan, Tiles, Windows, band_sizes
-from .sketch import alpha_bytes, color_bytes, decode_cost, encode_cost, prepare_bytes, step_cost
+from .sketch import alpha_bytes, color_bytes, decode_cost, encode_cost, prepare_bytes, step_cost, unet_kind, vae_kind
 from .spec import SPATIAL_FACTOR
 from .step import guidance_weight
 
@@ -182,11 +182,10 @@ class Planner:
         if side == "vae16" and self._device_type != "cpu":
             ways += [replace(bands, parked=True) for bands in (large, small)]
             ways += [replace(small, recompute=True, parked=True)]
-        spec, dtype = (None, None) if self._vae is None else (self._vae.spec, self._vae.dtype)
         held = self._held_bytes(stage)
         for bands in ways:
             way = StagePlan(bands=bands, windows=None)
-            cost = cost_of(self._unet.spec, spec, dtype, self.padded, way, self._device_type)
+            cost = cost_of(self._unet.spec, vae_kind(self._vae), self.padded, way, self._device_type)
             yield replace(
                 way,
                 flops=cost.flops,
@@ -214,7 +213,7 @@ class Planner:
                 yield way
 
     def _measured(self, way: StagePlan) -> StagePlan:
-        cost = step_cost(self._unet.spec, self._unet.dtype, self._prompt, self.padded, way, self._device_type)
+        cost = step_cost(unet_kind(self._unet), self._prompt, self.padded, way, self._device_type)
         activation_bytes = _with_margin(self._held_bytes("step") + cost.peak_bytes)
         return replace(way, flops=cost.flops, activation_bytes=activation_bytes)
 

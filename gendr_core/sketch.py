@@ -8,6 +8,7 @@ the frames of one size come again.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ from .geometry import Extent, Span
 from .host import Meter
 from .model import GenDRUNet, GenDRVAE
 from .nets import VAE, UNet
+from .nets.packed import pack
 from .plan import StagePlan
 from .prepare import prepare
-from .spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
+from .spec import SPATIAL_FACTOR, Fold, ModelSpec, VAESpec
+from .specialise import specialise_unet, specialise_vae
 from .step import one_step
 from .tensors import BAND_BYTES
 from .tiling import tile_grid
@@ -66,34 +69,65 @@ def meta_tensor(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
+class UNetKind(NamedTuple):
+    """All of a UNet that decides what it costs."""
+
+    spec: ModelSpec
+    dtype: torch.dtype
+    folds: frozenset[Fold]
+
+
+class VAEKind(NamedTuple):
+    """All of a VAE that decides what it costs."""
+
+    spec: VAESpec
+    dtype: torch.dtype
+    folds: frozenset[Fold]
+
+
+def unet_kind(unet: GenDRUNet) -> UNetKind:
+    """Return of which kind a UNet is."""
+    return UNetKind(unet.spec, unet.dtype, unet.folds)
+
+
+def vae_kind(vae: GenDRVAE | None) -> VAEKind | None:
+    """Return of which kind a VAE is; None where there is none."""
+    return None if vae is None else VAEKind(vae.spec, vae.dtype, vae.folds)
+
+
 @lru_cache(maxsize=8)
-def unet_sketch(arch: UNetArch, dtype: torch.dtype) -> UNet:
+def unet_sketch(kind: UNetKind) -> UNet:
     """Return a UNet without memory."""
-    return UNet(arch, device="meta", dtype=dtype).requires_grad_(False)
+    network = UNet(kind.spec.arch, device="meta")
+    # Measured for the sake of what it does not run: torch's kernels for tensors without memory, slow to import.
+    measure(lambda: specialise_unet(network, kind.spec, kind.folds))
+    network.to(kind.dtype)
+    if "packed" in kind.folds:
+        pack(network)
+    return network.requires_grad_(False)
 
 
 @lru_cache(maxsize=8)
-def vae_sketch(arch: VAEArch, dtype: torch.dtype) -> VAE:
+def vae_sketch(kind: VAEKind) -> VAE:
     """Return a VAE without memory."""
-    return VAE(arch, device="meta", dtype=dtype).requires_grad_(False)
+    network = VAE(kind.spec.arch, device="meta")
+    measure(lambda: specialise_vae(network, kind.folds))
+    return network.to(kind.dtype).requires_grad_(False)
 
 
-def _sketched_vae(spec: VAESpec | None, dtype: torch.dtype | None) -> GenDRVAE | None:
-    if spec is None or dtype is None:
+def _sketched_vae(kind: VAEKind | None) -> GenDRVAE | None:
+    if kind is None:
         return None
-    return GenDRVAE(network=vae_sketch(spec.arch, dtype), spec=spec, dtype=dtype)
+    return GenDRVAE(network=vae_sketch(kind), spec=kind.spec, dtype=kind.dtype, folds=kind.folds)
 
 
 @lru_cache(maxsize=REMEMBERED)
-def encode_cost(
-    unet: ModelSpec, vae: VAESpec | None, dtype: torch.dtype | None, padded: Extent, plan: StagePlan, device_type: str
-) -> Cost:
+def encode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: StagePlan, device_type: str) -> Cost:
     """Return the cost of ``encode`` on one frame; the pixels count, what else is in memory does not.
 
     Args:
         unet: of the model whose front it is.
         vae: None where there is none.
-        dtype: of the VAE.
         padded: size of the frame in pixels.
         plan: how it runs.
         device_type: what it is planned for, ``cpu``, ``cuda`` or another.
@@ -101,7 +135,7 @@ def encode_cost(
     if unet.front != "vae16":
         return _shuffle_cost(padded)
     pixels, meter = meta_tensor(1, 3, padded.height, padded.width), SketchMeter()
-    network = _sketched_vae(vae, dtype)
+    network = _sketched_vae(vae)
     _, cost = measure(
         lambda: encode(pixels, unet.front, network, plan=plan, meter=meter),
         held=[pixels],
@@ -111,15 +145,13 @@ def encode_cost(
 
 
 @lru_cache(maxsize=REMEMBERED)
-def decode_cost(
-    unet: ModelSpec, vae: VAESpec | None, dtype: torch.dtype | None, padded: Extent, plan: StagePlan, device_type: str
-) -> Cost:
+def decode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: StagePlan, device_type: str) -> Cost:
     """Return the cost of ``decode`` on one frame; arguments as ``encode_cost``, the latent counts."""
     if unet.back != "vae16":
         return _shuffle_cost(padded)
     height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
     latent, meter = meta_tensor(1, unet.arch.out_channels, height, width), SketchMeter()
-    network = _sketched_vae(vae, dtype)
+    network = _sketched_vae(vae)
     _, cost = measure(
         lambda: decode(latent, unet.back, network, plan=plan, meter=meter),
         held=[latent],
@@ -134,14 +166,11 @@ def _shuffle_cost(padded: Extent) -> Cost:
 
 
 @lru_cache(maxsize=REMEMBERED)
-def step_cost(
-    spec: ModelSpec, dtype: torch.dtype, prompt: tuple[int, int], padded: Extent, plan: StagePlan, device_type: str
-) -> Cost:
+def step_cost(kind: UNetKind, prompt: tuple[int, int], padded: Extent, plan: StagePlan, device_type: str) -> Cost:
     """Return the cost of ``one_step`` on one frame; the latent counts.
 
     Args:
-        spec: of the UNet.
-        dtype: in which it computes.
+        kind: of the UNet.
         prompt: tokens of the prompt, and passes: 2 with guidance, else 1.
         padded: size of the frame in pixels.
         plan: how it runs.
@@ -149,22 +178,22 @@ def step_cost(
     """
     height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
     if plan.tiles is None:
-        return _pass_cost(spec, dtype, prompt, (1, height, width), plan, device_type)
+        return _pass_cost(kind, prompt, (1, height, width), plan, device_type)
     # All tiles from one and from a batch of them, with the whole latent and the result.
     grid = tile_grid(height, width, plan.tiles)
     shape, whole = tuple(map(len, grid[0])), replace(plan, tiles=None)
-    one = _pass_cost(spec, dtype, prompt, (1, *shape), whole, device_type)
+    one = _pass_cost(kind, prompt, (1, *shape), whole, device_type)
     if len(grid) == 1:
         return one
-    batch = _pass_cost(spec, dtype, prompt, (min(plan.tiles.batch, len(grid)), *shape), whole, device_type)
-    channels = spec.arch.in_channels + (spec.arch.out_channels if plan.tiles.canvas == "device" else 0)
+    batch = _pass_cost(kind, prompt, (min(plan.tiles.batch, len(grid)), *shape), whole, device_type)
+    arch = kind.spec.arch
+    channels = arch.in_channels + (arch.out_channels if plan.tiles.canvas == "device" else 0)
     frames_bytes = torch.float32.itemsize * channels * height * width
     return Cost(flops=one.flops * len(grid), peak_bytes=frames_bytes + batch.peak_bytes)
 
 
 def _pass_cost(
-    spec: ModelSpec,
-    dtype: torch.dtype,
+    kind: UNetKind,
     prompt: tuple[int, int],
     shape: tuple[int, ...],
     plan: StagePlan,
@@ -172,15 +201,17 @@ def _pass_cost(
 ) -> Cost:
     """Return the cost of one pass over latents of ``shape``: images, rows and columns."""
     num_tokens, passes = prompt
-    embedding = meta_tensor(num_tokens, spec.arch.cross_attention_dim)
+    network = unet_sketch(kind)
+    embedding = meta_tensor(num_tokens, network.context_width)
     unet = GenDRUNet(
-        network=unet_sketch(spec.arch, dtype),
-        spec=spec,
+        network=network,
+        spec=kind.spec,
         positive=embedding,
         negative=embedding if passes == 2 else None,
-        dtype=dtype,
+        dtype=kind.dtype,
+        folds=kind.folds,
     )
-    latent, meter = meta_tensor(shape[0], spec.arch.in_channels, *shape[1:]), SketchMeter()
+    latent, meter = meta_tensor(shape[0], kind.spec.arch.in_channels, *shape[1:]), SketchMeter()
     # Any weight but 1 runs both prompts.
     guidance = 2.0 if passes == 2 else 1.0
     _, cost = measure(

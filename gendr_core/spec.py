@@ -14,6 +14,16 @@ Prediction = Literal["epsilon", "v_prediction"]
 Front = Literal["vae16", "pixel_unshuffle8"]
 Back = Literal["vae16", "pixel_shuffle8"]
 
+Fold = Literal["time", "prompt", "norms", "scale", "qkv", "feed_forward", "ends", "phases", "prefix", "packed"]
+"""What ``specialise`` can fold: the timestep; keys and values of the prompt; affine parameters of norms; the scale of
+attention; queries, keys and values in one; the feed-forward layer's way out; latent scaling and 1x1 convolutions at
+both ends; enlarging before a convolution; what guidance would compute twice; weights in the order in which
+the processor reads them."""
+UNET_FOLDS: tuple[Fold, ...] = get_args(Fold)
+VAE_FOLDS: tuple[Fold, ...] = ("norms", "scale", "qkv", "ends", "phases")
+FILE_FOLDS: tuple[Fold, ...] = ("time", "prompt", "norms", "scale", "qkv", "feed_forward", "ends")
+"""What a baked file's weights can have: what makes them fewer. The rest is for running only, and done after loading."""
+
 SPATIAL_FACTOR = 8
 """Output pixels per latent cell, on each axis: three stride-2 levels of the VAE, or pixel (un)shuffle by 8."""
 PIXEL_CHANNELS = 3 * SPATIAL_FACTOR**2

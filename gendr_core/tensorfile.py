@@ -5,7 +5,7 @@ Role: below ``checkpoint``, beside ``layouts``; everything here takes names and 
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -16,11 +16,13 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .float8 import FLOAT8, from_float8
 from .header import Header, Shape
-from .layouts import PROMPT_NAMES
-from .spec import ModelSpec
+from .layouts import PROMPT_NAMES, SCALE_SUFFIX, Located
 
 READABLE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+SCALED_DTYPE, SCALES_DTYPE = "F8_E4M3", "F32"
+"""Of weights that come with scales, and of these."""
 SUFFIXES = (".safetensors", ".sft")
 MAX_LISTED = 5
 """How many names an error lists before it only counts."""
@@ -37,20 +39,43 @@ def read_tensors(path: Path, sources: Mapping[str, str], shapes: Mapping[str, Sh
     Raises:
         CheckpointError: a value is not finite, or the file cannot be read.
     """
+    tensors = _read(path, sources)
+    shaped = {name: tensor.reshape(shapes[name]) for name, tensor in tensors.items()}
+    _check_finite(shaped.items())
+    return shaped
+
+
+def read_weights(path: Path, found: Located) -> dict[str, Tensor]:
+    """Return the weights of a network on the CPU: mapped from the file, or in bfloat16 where it has them in 8 bits.
+
+    Args:
+        path: a file with a checked header.
+        found: where they are; dtypes were checked by ``check_weights``.
+
+    Raises:
+        CheckpointError: a value is not finite, or the file cannot be read.
+    """
+    tensors, scales = _read(path, found.sources), _read(path, found.scales)
+    for name, factors in scales.items():
+        tensors[name] = from_float8(tensors[name], factors)
+    shaped = {name: tensor.reshape(found.shapes[name]) for name, tensor in tensors.items()}
+    _check_finite(shaped.items())
+    return shaped
+
+
+def _read(path: Path, sources: Mapping[str, str]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:  # pyright: ignore[reportUnknownVariableType]
             read = cast("Callable[[str], Tensor]", file.get_tensor)  # pyright: ignore[reportUnknownMemberType]
-            tensors = {name: read(source).reshape(shapes[name]) for name, source in sources.items()}
+            return {name: read(source) for name, source in sources.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the tensors cannot be read ({error}): download the file again") from error
-    _check_finite(tensors)
-    return tensors
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise where a weight is NaN or infinite: one is enough to turn images black. Costs one pass over memory."""
-    filled = {name: tensor.detach() for name, tensor in tensors.items() if tensor.numel()}
-    broken = [name for name, tensor in filled.items() if not all(map(torch.isfinite, torch.aminmax(tensor)))]
+    filled = ((name, tensor.detach()) for name, tensor in tensors if tensor.numel())
+    broken = [name for name, tensor in filled if not all(map(torch.isfinite, torch.aminmax(tensor)))]
     if broken:
         raise CheckpointError(
             f"{_listed(broken)} hold NaN or infinite values: the model is broken, get or export it again"
@@ -69,6 +94,22 @@ def check_dtypes(header: Header, names: Collection[str]) -> None:
         raise CheckpointError(
             f"expected tensors of {', '.join(READABLE_DTYPES)}, got {unreadable}: convert them to one of these"
         )
+
+
+def check_weights(header: Header, found: Located) -> None:
+    """Check that the weights of a network are of dtypes that GenDR runs, or in 8 bits with fitting scales.
+
+    Raises:
+        CheckpointError: some are not.
+    """
+    check_dtypes(header, [source for name, source in found.sources.items() if name not in found.scales])
+    for name, scales in found.scales.items():
+        weight, factors = header.tensors[found.sources[name]], header.tensors[scales]
+        if (weight.dtype, factors.dtype, factors.shape) != (SCALED_DTYPE, SCALES_DTYPE, weight.shape[:1]):
+            raise CheckpointError(
+                f"expected {name} as {SCALED_DTYPE} with scales as {SCALES_DTYPE} {list(weight.shape[:1])}, got"
+                f" {weight.dtype} with {factors.dtype} {list(factors.shape)}: get the file again"
+            )
 
 
 def check_network(network: nn.Module, shapes: Mapping[str, Shape]) -> None:
@@ -105,13 +146,34 @@ def _listed(names: Sequence[str]) -> str:
 def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Check that weights can be written for ``network``.
 
+    Args:
+        network: may be on the meta device.
+        state: weights by name; those in 8 bits (``float8``) have their scales under the name with ``SCALE_SUFFIX``.
+
     Raises:
         CheckpointError: names, shapes or dtypes do not fit, or a value is not finite.
     """
-    check_network(network, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    for name, tensor in state.items():
-        _check_dtype(name, tensor)
-    _check_finite(state)
+    scales = {name: state[name + SCALE_SUFFIX] for name in state if name + SCALE_SUFFIX in state}
+    beside = {name + SCALE_SUFFIX for name in scales}
+    weights = {name: tensor for name, tensor in state.items() if name not in beside}
+    check_network(network, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    for name, tensor in weights.items():
+        if name in scales:
+            _check_scaled(name, tensor, scales[name])
+        else:
+            _check_dtype(name, tensor)
+    # Lazily: 8 bits become 16 here.
+    _check_finite(
+        (name, from_float8(tensor, scales[name]) if name in scales else tensor) for name, tensor in weights.items()
+    )
+
+
+def _check_scaled(name: str, weight: Tensor, scales: Tensor) -> None:
+    if (weight.dtype, scales.dtype, scales.shape) != (FLOAT8, torch.float32, weight.shape[:1]):
+        raise CheckpointError(
+            f"expected {name} as {FLOAT8} with scales of {torch.float32} {list(weight.shape[:1])}, got {weight.dtype}"
+            f" with {scales.dtype} {list(scales.shape)}: make both with to_float8"
+        )
 
 
 def _check_dtype(name: str, tensor: Tensor) -> None:
@@ -119,18 +181,23 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
         raise CheckpointError(f"expected {name} as float32, float16 or bfloat16, got {tensor.dtype}: convert it first")
 
 
-def check_prompts(spec: ModelSpec, positive: Tensor, negative: Tensor | None) -> None:
+def check_prompts(width: int, guidance: float, positive: Tensor, negative: Tensor | None) -> None:
     """Check that prompts fit the network and each other, and that guidance has the negative one it needs.
+
+    Args:
+        width: that the network takes.
+        guidance: of the spec.
+        positive: prompt [tokens, width].
+        negative: as ``positive``.
 
     Raises:
         CheckpointError: wrong shape or dtype, not finite, or no negative prompt beside a guidance other than 1.
     """
-    dim = spec.arch.cross_attention_dim
-    if positive.ndim != 2 or positive.shape[0] < 1 or positive.shape[1] != dim:
-        raise CheckpointError(f"expected a positive prompt of shape [tokens, {dim}], got {list(positive.shape)}")
-    if negative is None and spec.guidance != 1.0:
+    if positive.ndim != 2 or positive.shape[0] < 1 or positive.shape[1] != width:
+        raise CheckpointError(f"expected a positive prompt of shape [tokens, {width}], got {list(positive.shape)}")
+    if negative is None and guidance != 1.0:
         raise CheckpointError(
-            f"guidance {spec.guidance:g} needs a negative prompt (prompt.negative): give SpecOverrides(negative=...),"
+            f"guidance {guidance:g} needs a negative prompt (prompt.negative): give SpecOverrides(negative=...),"
             " or guidance 1"
         )
     if negative is not None and negative.shape != positive.shape:
@@ -140,7 +207,7 @@ def check_prompts(spec: ModelSpec, positive: Tensor, negative: Tensor | None) ->
     for name, prompt in zip(PROMPT_NAMES, (positive, negative), strict=True):
         if prompt is not None:
             _check_dtype(name, prompt)
-            _check_finite({name: prompt})
+            _check_finite([(name, prompt)])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -209,11 +209,13 @@ def check_model(path: Path, arch: TextArch = SD2) -> None:
     """Check by its header that a UNet file can take prompts of this encoder.
 
     Raises:
-        CheckpointError: it holds no UNet, or one that takes prompts of another width.
+        CheckpointError: it holds no UNet, or one that takes prompts of another width or has its own baked in.
     """
     report = inspect(path)
     if report.kind != "unet":
         raise CheckpointError(report.problem or f"{path.name}: expected a UNet alone, got a {report.kind}: choose one")
+    if report.folds:
+        raise CheckpointError(f"{path.name}: expected a plain UNet, got a baked one: name the file it was baked from")
     if isinstance(report.spec, ModelSpec) and report.spec.arch.cross_attention_dim != arch.width:
         raise CheckpointError(
             f"{path.name}: expected a UNet that takes prompts of SD2's text encoder, {arch.width} wide, got one for"

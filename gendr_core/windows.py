@@ -7,7 +7,6 @@ work grows with the number of pixels. The VAE's one attention stays exact: queri
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from .bands import PROCESSOR, BandedConvolutions, flops_of
 from .geometry import Extent, Span
 from .host import Meter
 from .nets import Operations, WholeFrame
-from .nets.layers import GEGLU, FrameAttention, SpatialTransformer, TransformerBlock, layers_of
+from .nets.attention import Attention, FrameAttention, SpatialTransformer, TransformerBlock, spread
+from .nets.layers import layers_of
 from .plan import Bands, Windows
 
 SCORES_PER_BAND_BYTE = 4
@@ -51,7 +51,7 @@ class BandedFrame(BandedConvolutions):
         self.windows = windows
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
-        """Return [B, C, H, W] in the place of ``x``, given the prompt ``context`` [B, M, D]."""
+        """Return [B', C, H, W], in the place of ``x`` if B' is B, given the prompts ``context`` [B', M, D]."""
         extent, blocks = Extent(*x.shape[2:]), layers_of(block.transformer_blocks, TransformerBlock)
         if self._windows_for(extent) is None and self.fits(x, HIDDEN_RATIO * x.shape[1]):
             result = WholeFrame.transformer(self, block, x, context)
@@ -66,21 +66,27 @@ class BandedFrame(BandedConvolutions):
             tokens[:, span.times(extent.width).places] = block.proj_in(rows.flatten(2).transpose(1, 2))
             self.meter.advance(flops_of(x, block.proj_in), span, extent.height)
         for layer in blocks:
-            self._transformer_block(layer, tokens, context, extent)
+            tokens = self._attend(layer, tokens, context, extent)
+            if layer is not blocks[-1]:
+                for span in bands:
+                    part = tokens[:, span.times(extent.width).places]
+                    part.copy_(layer.feed(part))
+        x, last = spread(x, len(context)), blocks[-1]
+        num_flops = flops_of(x, block.proj_out, num_weights=_feed_forward_weights(last))
         for span in bands:
-            rows = block.proj_out(tokens[:, span.times(extent.width).places])
+            rows = block.proj_out(last.feed(tokens[:, span.times(extent.width).places]))
             x[:, :, span.places] += rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
-            self.meter.advance(flops_of(x, block.proj_out), span, extent.height)
+            self.meter.advance(num_flops, span, extent.height)
         return x
 
     def attention(self, block: FrameAttention, x: Tensor) -> Tensor:
         """Return [B, C, H, W] in the place of ``x``, of attention over the whole frame."""
         batch, channels, height, width = x.shape
         pieces = self._pieces(height * width, height * width)
-        num_flops = flops_of(x, block.to_q, block.to_out[0]) + _attention_flops(x, channels, height * width)
+        num_flops = _mixing_flops(block, x, height * width)
         if self.fits(x) and len(pieces) == 1:
             result = WholeFrame.attention(self, block, self.frames.read_all(x))
-            self.meter.advance(num_flops + flops_of(x, block.to_k, block.to_v), Span(0, 1), 1)
+            self.meter.advance(num_flops + flops_of(x, num_weights=2 * channels**2), Span(0, 1), 1)
             return self.frames.park(result)
         bands = self.split_rows(x)
         normalise = self.normalisation(block.group_norm, lambda span: self.frames.read(x, span), bands)
@@ -89,19 +95,20 @@ class BandedFrame(BandedConvolutions):
         for span in bands:
             places = span.times(width).places
             rows = normalise(self.frames.read(x, span), activate=False).flatten(2).transpose(1, 2)
-            tokens[:, places], keys[:, places], values[:, places] = rows, block.to_k(rows), block.to_v(rows)
-            self.meter.advance(flops_of(x, block.to_k, block.to_v), span, height)
+            tokens[:, places] = rows
+            keys[:, places], values[:, places] = block.keys_values(rows)
+            self.meter.advance(flops_of(x, num_weights=2 * channels**2), span, height)
         for span in pieces:
             # Nobody reads the normalised tokens of a piece again: its result takes their place.
-            tokens[:, span.places] = block.mix(tokens[:, span.places], keys, values)
+            tokens[:, span.places] = block.mix(block.queries(tokens[:, span.places]), keys, values)
             self.meter.advance(num_flops, span, height * width)
         for span in bands:
             rows = tokens[:, span.times(width).places].transpose(1, 2)
             self.frames.add(x, span, rows.reshape(batch, channels, len(span), width))
         return x
 
-    def _transformer_block(self, layer: TransformerBlock, tokens: Tensor, context: Tensor, extent: Extent) -> None:
-        """Run ``layer`` on ``tokens`` [B, H * W, C] in place."""
+    def _attend(self, layer: TransformerBlock, tokens: Tensor, context: Tensor, extent: Extent) -> Tensor:
+        """Return [B', H * W, C] of both attentions of ``layer`` on ``tokens`` [B, H * W, C], in place if B' is B."""
         grid = tokens.view(tokens.shape[0], extent.height, extent.width, -1)
         frame = grid[..., 0][:, None]
         rows_per_band = self.rows_per_band(frame, HIDDEN_RATIO * tokens.shape[2])
@@ -109,23 +116,26 @@ class BandedFrame(BandedConvolutions):
         keys, values = torch.empty_like(tokens), torch.empty_like(tokens)
         for span in bands:
             part = layer.norm1(tokens[:, span.places])
-            keys[:, span.places], values[:, span.places] = layer.attn1.to_k(part), layer.attn1.to_v(part)
-            self.meter.advance(flops_of(frame, layer.attn1.to_k, layer.attn1.to_v), span, extent.area)
+            keys[:, span.places], values[:, span.places] = layer.attn1.keys_values(part)
+            self.meter.advance(flops_of(frame, num_weights=2 * layer.attn1.channels**2), span, extent.area)
         windows = self._windows_for(extent)
         if windows is not None:
             self._attend_in_windows(layer, grid, [x.view_as(grid) for x in (keys, values)], windows)
         else:
-            num_flops = _self_attention_flops(layer, frame, extent.area)
+            num_flops = _mixing_flops(layer.attn1, frame, extent.area)
             for span in self._pieces(extent.area, extent.area):
                 part = tokens[:, span.places]
-                part += layer.attn1.mix(layer.norm1(part), keys, values)
+                part += layer.attn1.mix(layer.attn1.queries(layer.norm1(part)), keys, values)
                 self.meter.advance(num_flops, span, extent.area)
-        prompt = layer.attn2.to_k(context), layer.attn2.to_v(context)
+        del keys, values
+        tokens = spread(tokens, len(context))
+        prompt = layer.attn2.keys_values(context)
+        num_flops = _mixing_flops(layer.attn2, frame, context.shape[1]) * (len(context) // len(frame))
         for span in bands:
             part = tokens[:, span.places]
-            part += layer.attn2.mix(layer.norm2(part), *prompt)
-            part += layer.ff(layer.norm3(part))
-            self.meter.advance(_prompt_and_feed_forward_flops(layer, frame, context.shape[1]), span, extent.area)
+            part += layer.attn2.mix(layer.attn2.queries(layer.norm2(part)), *prompt)
+            self.meter.advance(num_flops, span, extent.area)
+        return tokens
 
     def _attend_in_windows(
         self, layer: TransformerBlock, grid: Tensor, keys_values: list[Tensor], windows: Windows
@@ -133,13 +143,14 @@ class BandedFrame(BandedConvolutions):
         """Add self-attention to ``grid`` [B, H, W, C] window by window; keys and values have its shape."""
         height, width = grid.shape[1:3]
         reach = min(height, windows.reach) * min(width, windows.reach)
-        num_flops = _self_attention_flops(layer, grid[..., 0][:, None], reach)
+        num_flops = _mixing_flops(layer.attn1, grid[..., 0][:, None], reach)
         for rows in self.pieces(height, windows.size):
             for columns in self.pieces(width, windows.size):
                 above, beside = _seen_from(rows, height, windows), _seen_from(columns, width, windows)
                 near = [x[:, above.places, beside.places].flatten(1, 2) for x in keys_values]
                 window = grid[:, rows.places, columns.places]
-                window += layer.attn1.mix(layer.norm1(window.flatten(1, 2)), *near).view_as(window)
+                queries = layer.attn1.queries(layer.norm1(window.flatten(1, 2)))
+                window += layer.attn1.mix(queries, *near).view_as(window)
                 # As if windows lay one after the other, so that the first begins at 0.
                 begin = rows.start * width + columns.start * len(rows)
                 self.meter.advance(num_flops, Span(begin, begin + len(rows) * len(columns)), height * width)
@@ -161,25 +172,18 @@ def _seen_from(span: Span, length: int, windows: Windows) -> Span:
     return Span(start, start + reach)
 
 
-def _attention_flops(frame: Tensor, channels: int, num_keys: int) -> int:
-    """Return the FLOPs of scores and mixing for every position of ``frame`` [B, any, H, W]."""
-    return 4 * channels * num_keys * frame[:, 0].numel()
+def _mixing_flops(attention: Attention, frame: Tensor, num_keys: int) -> int:
+    """Return the FLOPs of attention at every position of ``frame`` [B, any, H, W], without keys and values."""
+    channels = attention.channels
+    return flops_of(frame, num_weights=2 * channels**2 + 2 * channels * num_keys)
 
 
-def _self_attention_flops(layer: TransformerBlock, frame: Tensor, num_keys: int) -> int:
-    """Return the FLOPs of self-attention without keys and values."""
-    channels: int = layer.attn1.to_q.in_features
-    return flops_of(frame, layer.attn1.to_q, layer.attn1.to_out[0]) + _attention_flops(frame, channels, num_keys)
-
-
-def _prompt_and_feed_forward_flops(layer: TransformerBlock, frame: Tensor, num_tokens: int) -> int:
-    """Return the FLOPs of the rest of a block; keys and values of the prompt are left out."""
-    inner, _, outer = layer.ff.net
-    linears = (layer.attn2.to_q, layer.attn2.to_out[0], cast("GEGLU", inner).proj, outer)
-    return flops_of(frame, *linears) + _attention_flops(frame, layer.attn2.to_q.in_features, num_tokens)
+def _feed_forward_weights(layer: TransformerBlock) -> int:
+    back = layer.ff.back
+    return layer.ff.gate.proj.weight.numel() + (0 if back is None else back.weight.numel())
 
 
 def _block_flops(layer: TransformerBlock, frame: Tensor, *, len_keys: int) -> int:
     """Return the FLOPs of a whole block with full attention; the prompt's few tokens are left out."""
-    own = flops_of(frame, layer.attn1.to_k, layer.attn1.to_v) + _self_attention_flops(layer, frame, len_keys)
-    return own + _prompt_and_feed_forward_flops(layer, frame, 0)
+    own = flops_of(frame, num_weights=2 * layer.attn1.channels**2 + _feed_forward_weights(layer))
+    return own + _mixing_flops(layer.attn1, frame, len_keys) + _mixing_flops(layer.attn2, frame, 0)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType] - bare in its stubs
 
 from gendr_core.nets import UNet
+from gendr_core.nets.attention import FrameAttention, SpatialTransformer
 from gendr_core.nets.frame import WholeFrame
-from gendr_core.nets.layers import Downsample, FrameAttention, ResnetBlock, SpatialTransformer, Upsample
+from gendr_core.nets.layers import Downsample, ResnetBlock, Upsample
 from gendr_core.nets.unet import DownStage
 
 Again = Callable[[], AbstractContextManager[object]]
@@ -75,9 +76,9 @@ class TrainingFrame(WholeFrame):
         """Return [B, C_out, H, W], as ``WholeFrame``."""
         return self._listen(conv, x, partial(super().convolution, conv, x))
 
-    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, *, guidance: float | None = None) -> Tensor:
         """Return [B, C_out, H, W], as ``WholeFrame``."""
-        return self._listen(conv, x, partial(super().output, norm, conv, x))
+        return self._listen(conv, x, partial(super().output, norm, conv, x, guidance=guidance))
 
     def resnet(
         self,

@@ -152,7 +152,7 @@ def write_samples(path: str | Path, unet_file: str, vae_file: str, options: Samp
         TrainingError: the text encoder is not usable.
         ImageError: the picture cannot be written.
     """
-    unet, vae = load_unet(unet_file, device=device), load_vae(vae_file, device=device)
+    unet, vae = load_unet(unet_file, device=device, folds=()), load_vae(vae_file, device=device)
     write_image(path, as_grid(sample(unet, vae, conditions_of(unet, options), options)))
 
 

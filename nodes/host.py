@@ -26,7 +26,7 @@ from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter
 from ..gendr_core.model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
 from ..gendr_core.plan import StagePlan, band_sizes
-from ..gendr_core.sketch import decode_cost, encode_cost
+from ..gendr_core.sketch import decode_cost, encode_cost, vae_kind
 from ..gendr_core.spec import SPATIAL_FACTOR, ModelSpec, UNetArch
 from ..gendr_core.windows import BandedFrame
 from .preview import MAX_EDGE, Display
@@ -179,18 +179,18 @@ def _run_in_bands(vae: HostedVAE, ours: GenDRVAE, device_type: str) -> None:
     ours.network.run = BandedFrame(way.bands, ours.network.operations, meter=meter)
     channels = ours.spec.arch.latent_channels
     unet = ModelSpec(arch=UNetArch(in_channels=channels, out_channels=channels))
-    spec, computed = ours.spec, ours.dtype
+    kind = vae_kind(ours)
 
     def encode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
         """Return the peak for one of the images [B, C, H, W]."""
         # Cut off to whole cells by the host before they are encoded.
         height, width = (max(SPATIAL_FACTOR, edge // SPATIAL_FACTOR * SPATIAL_FACTOR) for edge in shape[-2:])
-        return encode_cost(unet, spec, computed, Extent(height, width), way, device_type).peak_bytes
+        return encode_cost(unet, kind, Extent(height, width), way, device_type).peak_bytes
 
     def decode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
         """Return the peak for one of the latents [B, C, h, w]."""
         height, width = (SPATIAL_FACTOR * edge for edge in shape[-2:])
-        return decode_cost(unet, spec, computed, Extent(height, width), way, device_type).peak_bytes
+        return decode_cost(unet, kind, Extent(height, width), way, device_type).peak_bytes
 
     vae.memory_used_encode, vae.memory_used_decode = encode_bytes, decode_bytes
 

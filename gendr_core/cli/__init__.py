@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import convert, doctor, download, evaluate, inspect, models, plan, restore
+from . import bake, bake_prompt, convert, doctor, download, evaluate, inspect, models, plan, restore
 from .failures import FAILURES, explain
 from .options import version
 
@@ -21,6 +21,8 @@ COMMANDS = {
     "inspect": inspect,
     "plan": plan,
     "convert": convert,
+    "bake": bake,
+    "bake-prompt": bake_prompt,
     "models": models,
     "download": download,
     "doctor": doctor,

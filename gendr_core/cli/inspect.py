@@ -80,6 +80,7 @@ def _rows(file: str, report: FileReport, use: Use, memory: Forecast | None) -> l
         ("kind", report.kind),
         ("layout", report.layout or "-"),
         ("format", "-" if report.format_version is None else str(report.format_version)),
+        ("folded", ", ".join(report.folds) or "-"),
         ("parameters", f"{report.num_parameters:,} ({', '.join(report.dtypes) or '-'})"),
         ("size", f"{report.num_bytes:,} bytes in {report.num_tensors} tensors"),
     ]

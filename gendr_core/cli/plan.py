@@ -16,11 +16,12 @@ from ..errors import OptionError
 from ..geometry import Extent
 from ..memory import format_bytes
 from ..model import DEFAULT_UNET, GenDRUNet, GenDRVAE, resolve_weights
+from ..nets.packed import can_pack
 from ..pipeline import check_pair
 from ..plan import Plan, StagePlan
 from ..planner import Planner, Task
-from ..sketch import unet_sketch, vae_sketch
-from ..spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
+from ..sketch import UNetKind, VAEKind, unet_sketch, vae_sketch
+from ..spec import SPATIAL_FACTOR, UNET_FOLDS, VAE_FOLDS, ModelSpec, UNetArch, VAEArch, VAESpec
 from .options import (
     add_common_options,
     add_memory_options,
@@ -133,25 +134,33 @@ def _sketch_models(options: argparse.Namespace, device_type: str) -> tuple[GenDR
     if options.arch is not None and (options.unet is not None or options.vae is not None):
         raise OptionError("expected either --arch or weight files, got both: drop --arch, or --unet and --vae")
     dtype, vae_dtype = choose_dtypes(options.dtype, torch.device(device_type))
+    packs = device_type == "cpu" and can_pack(dtype)
+    folds = frozenset(UNET_FOLDS) if packs else frozenset(UNET_FOLDS) - {"packed"}
     if options.arch == "full":
         prompt = torch.empty(FULL_TOKENS, UNetArch().cross_attention_dim, device="meta")
-        full = _sketch_unet(ModelSpec(arch=UNetArch()), dtype, positive=prompt, negative=prompt)
+        full = _sketch_unet(UNetKind(ModelSpec(arch=UNetArch()), dtype, folds), prompt, prompt)
         return full, _sketch_vae(VAESpec(arch=VAEArch()), vae_dtype)
     unet_path = resolve_weights(options.unet or DEFAULT_UNET)
-    checkpoint = read_unet(unet_path)
-    unet = _sketch_unet(checkpoint.spec, dtype, positive=checkpoint.positive, negative=checkpoint.negative)
+    checkpoint = read_unet(unet_path, folded=True)
+    unet = _sketch_unet(UNetKind(checkpoint.spec, dtype, folds), checkpoint.positive, checkpoint.negative)
     vae_path = choose_vae(checkpoint.spec, unet_path, options.vae)
-    return unet, None if vae_path is None else _sketch_vae(read_vae(vae_path).spec, vae_dtype)
+    return unet, None if vae_path is None else _sketch_vae(read_vae(vae_path, folded=True).spec, vae_dtype)
 
 
-def _sketch_unet(spec: ModelSpec, dtype: torch.dtype, *, positive: Tensor, negative: Tensor | None) -> GenDRUNet:
+def _sketch_unet(kind: UNetKind, positive: Tensor, negative: Tensor | None) -> GenDRUNet:
     return GenDRUNet(
-        network=unet_sketch(spec.arch, dtype), spec=spec, positive=positive, negative=negative, dtype=dtype
+        network=unet_sketch(kind),
+        spec=kind.spec,
+        positive=positive,
+        negative=negative,
+        dtype=kind.dtype,
+        folds=kind.folds,
     )
 
 
 def _sketch_vae(spec: VAESpec, dtype: torch.dtype) -> GenDRVAE:
-    return GenDRVAE(network=vae_sketch(spec.arch, dtype), spec=spec, dtype=dtype)
+    kind = VAEKind(spec, dtype, frozenset(VAE_FOLDS))
+    return GenDRVAE(network=vae_sketch(kind), spec=spec, dtype=dtype, folds=kind.folds)
 
 
 def _parse_size(text: str) -> Extent:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Downsample, FrameAttention, ResnetBlock, SpatialTransformer, Upsample
+from .attention import FrameAttention, SpatialTransformer
+from .layers import Downsample, ResnetBlock, Upsample
 
 
 class WholeFrame:
@@ -20,9 +21,12 @@ class WholeFrame:
         """Return [B, C_out, H, W] of a 3x3 convolution with stride 1."""
         return conv(x)
 
-    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution, the end of every network."""
-        return conv(F.silu(norm(x)))
+    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, *, guidance: float | None = None) -> Tensor:
+        """Return [B, C_out, H, W]: normalisation, SiLU and a 3x3 convolution, the end of every network.
+
+        With ``guidance`` ``x`` holds two predictions [2 B, C, H, W], which are combined before the convolution.
+        """
+        return conv(guided(F.silu(norm(x)), guidance))
 
     def resnet(
         self,
@@ -46,7 +50,7 @@ class WholeFrame:
         return block(x if skip is None else torch.cat([x, skip], dim=1), time_embedding)
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
-        """Return [B, C, H, W] of ``x``, which nobody needs afterwards, and the prompt ``context`` [B, M, D]."""
+        """Return [B', C, H, W] of ``x`` [B, C, H, W], which nobody needs afterwards, and prompts [B', M, D]."""
         return block(x, context)
 
     def attention(self, block: FrameAttention, x: Tensor) -> Tensor:
@@ -60,3 +64,11 @@ class WholeFrame:
     def upsample(self, block: Upsample, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the frame at ``size``, twice its own or one less."""
         return block(x, size)
+
+
+def guided(x: Tensor, guidance: float | None) -> Tensor:
+    """Return n_1 + guidance * (n_2 - n_1), [B, ...], of both predictions ``x`` [2 B, ...]; ``x`` itself without."""
+    if guidance is None:
+        return x
+    first, second = x.chunk(2)
+    return torch.lerp(first, second, guidance)

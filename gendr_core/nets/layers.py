@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def layers_of(layers: nn.ModuleList, kind: type[Layer]) -> Sequence[Layer]:
+def layers_of(layers: nn.ModuleList | None, kind: type[Layer]) -> Sequence[Layer]:
     """Return ``layers`` as what all of them are: torch's own list does not tell."""
     del kind
     return cast("Sequence[Layer]", layers)
@@ -63,6 +63,8 @@ class TorchOperations:
     def weights(layer: nn.Module, like: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias in the dtype of ``like``, as ``Operations.weights``."""
         weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+        if weight.is_mkldnn:
+            weight = weight.to_dense().contiguous(memory_format=torch.channels_last)
         return weight.to(like), None if bias is None else bias.to(like)
 
 
@@ -74,7 +76,7 @@ class Factory:
 
     def __init__(self, operations: Operations, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         """Remember where the layers come from and where they go."""
-        self._operations = operations
+        self.operations = operations
         self._device = device
         self._dtype = dtype
 
@@ -82,21 +84,21 @@ class Factory:
         self, channels_in: int, channels_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 0
     ) -> nn.Conv2d:
         """Return a square convolution with bias."""
-        return self._operations.Conv2d(
+        return self.operations.Conv2d(
             channels_in, channels_out, kernel, stride=stride, padding=padding, device=self._device, dtype=self._dtype
         )
 
     def linear(self, features_in: int, features_out: int, *, bias: bool = True) -> nn.Linear:
         """Return a linear layer."""
-        return self._operations.Linear(features_in, features_out, bias=bias, device=self._device, dtype=self._dtype)
+        return self.operations.Linear(features_in, features_out, bias=bias, device=self._device, dtype=self._dtype)
 
     def group_norm(self, groups: int, channels: int, eps: float) -> nn.GroupNorm:
         """Return a group normalisation with affine parameters."""
-        return self._operations.GroupNorm(groups, channels, eps=eps, device=self._device, dtype=self._dtype)
+        return self.operations.GroupNorm(groups, channels, eps=eps, device=self._device, dtype=self._dtype)
 
     def layer_norm(self, channels: int) -> nn.LayerNorm:
         """Return a layer normalisation over the last axis."""
-        return self._operations.LayerNorm(channels, eps=1e-5, device=self._device, dtype=self._dtype)
+        return self.operations.LayerNorm(channels, eps=1e-5, device=self._device, dtype=self._dtype)
 
 
 class ResnetBlock(nn.Module):
@@ -137,130 +139,6 @@ class ResnetBlock(nn.Module):
         return self.time_emb_proj(F.silu(time_embedding))[:, :, None, None]
 
 
-class Attention(nn.Module):
-    """Multi-head attention on tokens; the context defaults to the tokens themselves."""
-
-    def __init__(self, make: Factory, channels: int, *, head_dim: int, context_dim: int | None = None) -> None:
-        """Build the projections; queries, keys and values carry no bias, as in SD2.1."""
-        super().__init__()
-        self._num_heads = channels // head_dim
-        source = channels if context_dim is None else context_dim
-        self.to_q = make.linear(channels, channels, bias=False)
-        self.to_k = make.linear(source, channels, bias=False)
-        self.to_v = make.linear(source, channels, bias=False)
-        self.to_out = nn.ModuleList([make.linear(channels, channels)])
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return [B, N, C] from ``x`` [B, N, C] and ``context`` [B, M, D]."""
-        source = x if context is None else context
-        return self.mix(x, self.to_k(source), self.to_v(source))
-
-    def mix(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return what the queries of ``x`` [B, N, C] find in ``keys`` and ``values`` [B, M, C]: [B, N, C]."""
-        q, k, v = self._split(self.to_q(x)), self._split(keys), self._split(values)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self._num_heads, -1).transpose(1, 2)
-
-
-class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first through GELU (arXiv:2002.05202)."""
-
-    def __init__(self, make: Factory, channels: int, hidden: int) -> None:
-        """Build the one projection to both halves."""
-        super().__init__()
-        self.proj = make.linear(channels, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, N, hidden] from ``x`` [B, N, C]."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """GEGLU and a projection back; the index in between is diffusers' dropout, which never drops at inference."""
-
-    def __init__(self, make: Factory, channels: int) -> None:
-        """Build both layers with SD's hidden width of four times the channels."""
-        super().__init__()
-        self.net = nn.ModuleList(
-            [GEGLU(make, channels, 4 * channels), nn.Identity(), make.linear(4 * channels, channels)]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, N, C] from ``x`` [B, N, C]."""
-        for layer in self.net:
-            x = layer(x)
-        return x
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt and a feed-forward layer, each pre-normalised and residual."""
-
-    def __init__(self, make: Factory, channels: int, *, head_dim: int, context_dim: int) -> None:
-        """Build the three sublayers."""
-        super().__init__()
-        self.norm1 = make.layer_norm(channels)
-        self.attn1 = Attention(make, channels, head_dim=head_dim)
-        self.norm2 = make.layer_norm(channels)
-        self.attn2 = Attention(make, channels, head_dim=head_dim, context_dim=context_dim)
-        self.norm3 = make.layer_norm(channels)
-        self.ff = FeedForward(make, channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return [B, N, C] from tokens ``x`` [B, N, C] and the prompt ``context`` [B, M, D]."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
-
-
-class SpatialTransformer(nn.Module):
-    """A transformer block over all positions of a feature map, with linear projections (SD2.1) and a residual."""
-
-    def __init__(self, make: Factory, channels: int, *, head_dim: int, context_dim: int, groups: int) -> None:
-        """Build the norm, the projections and the one block."""
-        super().__init__()
-        self.norm = make.group_norm(groups, channels, 1e-6)
-        self.proj_in = make.linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList(
-            [TransformerBlock(make, channels, head_dim=head_dim, context_dim=context_dim)]
-        )
-        self.proj_out = make.linear(channels, channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return [B, C, H, W] from ``x`` [B, C, H, W] and ``context`` [B, M, D]."""
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
-        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class FrameAttention(nn.Module):
-    """Single-head attention over all positions of a feature map, with a residual: the middle of the VAE."""
-
-    def __init__(self, make: Factory, channels: int, groups: int, eps: float) -> None:
-        """Build the norm and the four projections."""
-        super().__init__()
-        self.group_norm = make.group_norm(groups, channels, eps)
-        self.to_q = make.linear(channels, channels)
-        self.to_k = make.linear(channels, channels)
-        self.to_v = make.linear(channels, channels)
-        self.to_out = nn.ModuleList([make.linear(channels, channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, C, H, W] from the same shape."""
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        mixed = self.mix(tokens, self.to_k(tokens), self.to_v(tokens))
-        return x + mixed.transpose(1, 2).reshape(x.shape)
-
-    def mix(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return what the queries of ``x`` [B, N, C] find in ``keys`` and ``values`` [B, M, C]: [B, N, C]."""
-        mixed = F.scaled_dot_product_attention(self.to_q(x)[:, None], keys[:, None], values[:, None])
-        return self.to_out[0](mixed[:, 0])
-
-
 class Downsample(nn.Module):
     """Halves both axes by a stride-2 convolution; ``pad_end`` is the VAE's one-sided padding."""
 
@@ -281,8 +159,58 @@ class Upsample(nn.Module):
     def __init__(self, make: Factory, channels: int) -> None:
         """Build the convolution."""
         super().__init__()
-        self.conv = make.conv(channels, channels, padding=1)
+        self.conv: nn.Conv2d | None = make.conv(channels, channels, padding=1)
+        self.phases: nn.ModuleList | None = None
+        """Four 2x2 convolutions in place of the 3x3 one, where they are folded: one for every second row and column of
+        the result, beginning at row 0 or 1 and column 0 or 1, all of which see a pixel of ``x`` several times. ``conv``
+        is None then."""
+        self.operations = make.operations
+
+    @property
+    def layers(self) -> Sequence[nn.Conv2d]:
+        """What it consists of: one convolution or four."""
+        return layers_of(self.phases, nn.Conv2d) if self.conv is None else [self.conv]
+
+    @property
+    def num_weights(self) -> int:
+        """Weights that a pixel of the result is multiplied with."""
+        return self.layers[0].weight.numel()
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Return [B, C, *size]; ``size`` is twice that of ``x``, or one less where a level had an odd size."""
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        if self.conv is not None:
+            return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        height, width = x.shape[2:]
+        if size != (2 * height, 2 * width):
+            kernel, bias = self.kernel(x.new_empty(0))
+            return F.conv2d(F.interpolate(x, size=size, mode="nearest"), kernel, bias, padding=1)
+        order = suggested_format(x)
+        out = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=order)
+        for (row, column), phase in zip(PHASES, self.layers, strict=True):
+            out[:, :, row::2, column::2] = phase(x)[:, :, row : row + height, column : column + width]
+        return out
+
+    def kernel(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the 3x3 kernel [C, C, 3, 3] and bias [C], on the device and in the dtype of ``like``."""
+        weights, biases = zip(*(self.operations.weights(layer, like) for layer in self.layers), strict=True)
+        if self.phases is None:
+            return weights[0], biases[0]
+        # Columns and then rows: the first of two phases has w0 and w1 + w2, the second w0 + w1 and w2.
+        first, second = (_joined(*row, axis=3) for row in (weights[:2], weights[2:]))
+        return _joined(first, second, axis=2), biases[0]
+
+
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""First row and column of the result of each of ``Upsample.phases``."""
+
+
+def _joined(first: Tensor, second: Tensor, *, axis: int) -> Tensor:
+    """Return the three weights along an axis of which two phases have sums."""
+    before, both = first.unbind(axis)
+    after = second.select(axis, 1)
+    return torch.stack([before, both - after, after], axis)
+
+
+def suggested_format(x: Tensor) -> torch.memory_format:
+    """Return in which order ``x`` [B, C, H, W] lies in memory."""
+    return torch.channels_last if x.ndim == 4 and x.stride(1) == 1 < x.shape[1] else torch.contiguous_format

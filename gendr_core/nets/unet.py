@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..spec import UNetArch
+from .attention import SpatialTransformer, spread
 from .frame import WholeFrame
 from .layers import (
     TORCH_OPERATIONS,
@@ -19,7 +20,6 @@ from .layers import (
     Factory,
     Operations,
     ResnetBlock,
-    SpatialTransformer,
     Upsample,
     layers_of,
 )
@@ -32,10 +32,10 @@ NORM_EPS = 1e-5
 class Conditions:
     """What every block of a pass is given besides the frame."""
 
-    time_embedding: Tensor
-    """[B or 1, time channels]."""
+    time_embedding: Tensor | None
+    """[B or 1, time channels]; None where it is folded."""
     context: Tensor
-    """[B, tokens, cross_attention_dim]."""
+    """[B', tokens, width of a context]; B' is a multiple of the frame's batch."""
     run: WholeFrame
     """How the frame goes through."""
 
@@ -159,7 +159,10 @@ class UNet(nn.Module):
         make = Factory(operations, device, dtype)
         widths = arch.block_out_channels
         self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
-        self.time_embedding = TimeEmbedding(make, widths[0], _time_channels(arch))
+        self.time_embedding: TimeEmbedding | None = TimeEmbedding(make, widths[0], _time_channels(arch))
+        """None where it is folded for one timestep."""
+        self.context_width = arch.cross_attention_dim
+        """Of a prompt embedding; where keys and values are folded, of those of all layers together."""
         entry = (widths[0], *widths[:-1])
         self.down_blocks = nn.ModuleList(DownStage(make, arch, entry[level], level) for level in range(arch.num_levels))
         self.mid_block = MidStage(make, arch)
@@ -174,15 +177,24 @@ class UNet(nn.Module):
         self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
 
     def forward(
-        self, latent: Tensor, timestep: int | Tensor, context: Tensor, *, run: WholeFrame | None = None
+        self,
+        latent: Tensor,
+        timestep: int | Tensor,
+        context: Tensor,
+        *,
+        run: WholeFrame | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
-        """Return the prediction [B, out_channels, h, w], same dtype and device as ``latent``.
+        """Return the prediction, same dtype and device as ``latent``: [B, out_channels, h, w].
 
         Args:
             latent: [B, in_channels, h, w], scaled latent, any h and w of at least 1.
             timestep: 0 to 999; one number, or [B].
-            context: [B, tokens, cross_attention_dim], prompt embedding, dtype and device of ``latent``.
+            context: [B', tokens, ``context_width``], dtype and device of ``latent``; B' is a multiple of B, and the
+                result has B' images then: those of the first prompt, those of the second, ...
             run: how the frame goes through; None runs it whole.
+            guidance: weight w of the second of two prompts, B' = 2 B. The result is then n_1 + w * (n_2 - n_1), with B
+                images, put together before the last convolution, which is linear.
 
         Raises:
             ShapeError: the latent or the context does not have the channels that the weights expect.
@@ -192,24 +204,26 @@ class UNet(nn.Module):
                 f"expected a latent of {self.arch.in_channels} channels, got {latent.shape[1]}:"
                 " encode with the model's own front"
             )
-        if context.shape[2] != self.arch.cross_attention_dim:
-            raise ShapeError(f"expected a prompt of width {self.arch.cross_attention_dim}, got {context.shape[2]}")
-        # A number stays on the processor: dozens of values, and no waiting for the device.
-        steps = torch.as_tensor(timestep).reshape(-1)
-        features = timestep_features(steps, self.arch.block_out_channels[0]).to(latent)
-        given = Conditions(time_embedding=self.time_embedding(features), context=context, run=run or WholeFrame())
+        if context.shape[2] != self.context_width:
+            raise ShapeError(f"expected a prompt of width {self.context_width}, got {context.shape[2]}")
+        embedding = None
+        if self.time_embedding is not None:
+            # A number stays on the processor: dozens of values, and no waiting for the device.
+            steps = torch.as_tensor(timestep).reshape(-1)
+            embedding = self.time_embedding(timestep_features(steps, self.arch.block_out_channels[0]).to(latent))
+        given = Conditions(time_embedding=embedding, context=context, run=run or WholeFrame())
         skips = self._down(latent, given)
         x = self.mid_block(skips[-1], given)
         # In one function: a caller further up would keep the frame of an earlier block in memory.
         for stage in layers_of(self.up_blocks, UpStage):
             for index in range(len(stage.resnets)):
-                x = stage.resnet(index, x, given, skips.pop())
+                x = stage.resnet(index, x, given, spread(skips.pop(), len(x)))
                 x = stage.attend(index, x, given)
             if stage.upsamplers is not None:
                 # The next skip has the size to return to: odd sizes lose their last row or column on the way down.
                 height, width = skips[-1].shape[2:]
                 x = given.run.upsample(layers_of(stage.upsamplers, Upsample)[0], x, (height, width))
-        return given.run.output(self.conv_norm_out, self.conv_out, x)
+        return given.run.output(self.conv_norm_out, self.conv_out, x, guidance=guidance)
 
     def _down(self, latent: Tensor, given: Conditions) -> list[Tensor]:
         """Return every result on the way down in order: the skips for the way up."""

@@ -5,12 +5,14 @@ they are. Latents are unscaled here; ``step`` applies the scaling factor.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..spec import VAEArch
+from .attention import FrameAttention
 from .frame import WholeFrame
-from .layers import TORCH_OPERATIONS, Downsample, Factory, FrameAttention, Operations, ResnetBlock, Upsample, layers_of
+from .layers import TORCH_OPERATIONS, Downsample, Factory, Operations, ResnetBlock, Upsample, layers_of
 
 NORM_EPS = 1e-6
 
@@ -145,9 +147,12 @@ class VAE(nn.Module):
         self.decoder = Decoder(make, arch)
         self.quant_conv = make.conv(2 * channels, 2 * channels, 1) if arch.quant_conv else None
         self.post_quant_conv = make.conv(channels, channels, 1) if arch.quant_conv else None
+        self.ends_folded = False
+        """Whether these two are part of the convolutions beside them: the encoder then gives the mean alone, and the
+        decoder takes one more channel, of ones, which carries the bias as far as the frame reaches."""
 
     def moments(self, pixels: Tensor, *, run: WholeFrame | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of the posterior, each [B, latent_channels, h, w].
+        """Return mean and log-variance of the posterior, each [B, latent_channels, h, w]; not with ``ends_folded``.
 
         Args:
             pixels: [B, in_channels, H, W] in [-1, 1]; H and W multiples of ``arch.spatial_factor``.
@@ -156,12 +161,7 @@ class VAE(nn.Module):
         Raises:
             ShapeError: channels or size do not fit.
         """
-        factor = self.arch.spatial_factor
-        if pixels.shape[1] != self.arch.in_channels or pixels.shape[2] % factor or pixels.shape[3] % factor:
-            raise ShapeError(
-                f"expected {self.arch.in_channels} channels and sides that are multiples of {factor},"
-                f" got {list(pixels.shape[1:])}: pad the image first"
-            )
+        self._check(pixels)
         moments = self.encoder(pixels, run or self.run)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
@@ -170,6 +170,9 @@ class VAE(nn.Module):
 
     def encode(self, pixels: Tensor, *, run: WholeFrame | None = None) -> Tensor:
         """Return the posterior mode [B, latent_channels, h, w], unscaled; deterministic. Arguments as ``moments``."""
+        self._check(pixels)
+        if self.ends_folded:
+            return self.encoder(pixels, run or self.run)
         return self.moments(pixels, run=run)[0]
 
     def decode(self, latent: Tensor, *, run: WholeFrame | None = None) -> Tensor:
@@ -184,9 +187,19 @@ class VAE(nn.Module):
         """
         if latent.shape[1] != self.arch.latent_channels:
             raise ShapeError(f"expected a latent of {self.arch.latent_channels} channels, got {latent.shape[1]}")
+        if self.ends_folded:
+            latent = F.pad(latent, (0, 0, 0, 0, 0, 1), value=1.0)
         if self.post_quant_conv is not None:
             latent = self.post_quant_conv(latent)
         return self.decoder(latent, run or self.run)
+
+    def _check(self, pixels: Tensor) -> None:
+        factor = self.arch.spatial_factor
+        if pixels.shape[1] != self.arch.in_channels or pixels.shape[2] % factor or pixels.shape[3] % factor:
+            raise ShapeError(
+                f"expected {self.arch.in_channels} channels and sides that are multiples of {factor},"
+                f" got {list(pixels.shape[1:])}: pad the image first"
+            )
 
 
 def _resnet(make: Factory, arch: VAEArch, channels_in: int, channels_out: int) -> ResnetBlock:

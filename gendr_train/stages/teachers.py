@@ -199,7 +199,8 @@ class LastFeatures(WholeFrame):
         """Start with nothing."""
         self.kept = torch.empty(0)
 
-    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    def output(self, norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, *, guidance: float | None = None) -> Tensor:
         """Return [B, C_out, H, W], as ``WholeFrame``."""
+        del guidance
         self.kept = functional.silu(norm(x))
         return conv(self.kept)

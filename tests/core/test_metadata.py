@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from gendr_core.errors import CheckpointError
 from gendr_core.metadata import (
+    STORED_FOLDS,
+    Kind,
     SpecOverrides,
     dump_metadata,
     format_version,
     model_spec,
     parse_metadata,
+    stored_folds,
     unet_arch,
     vae_arch,
     vae_spec,
@@ -89,9 +92,12 @@ def test_a_file_without_metadata() -> None:
 
 ARCH = json.loads(dump_metadata("unet", SPEC)["gendr"])["arch"]
 WRONG = {
-    "newer": ({"format": 2, "new_key": 1}, "the file has format 2, this GenDR reads format 1: update GenDR"),
-    "no format": ({"format": None}, "expected format 1 in the GenDR metadata, got None"),
-    "bool format": ({"format": True}, "expected format 1 in the GenDR metadata, got True"),
+    "newer": ({"format": 3, "new_key": 1}, "the file has format 3, this GenDR reads formats 1 and 2: update GenDR"),
+    "no format": ({"format": None}, "expected format 1 or 2 in the GenDR metadata, got None"),
+    "bool format": ({"format": True}, "expected format 1 or 2 in the GenDR metadata, got True"),
+    "folds in format 1": ({"folds": ["time"]}, "format 1 has no metadata key 'folds'"),
+    "no folds in format 2": ({"format": 2}, "the metadata of format 2 lacks folds"),
+    "unknown in format 2": ({"format": 2, "folds": ["time"], "sigma": 1}, "format 2 has no metadata key 'sigma'"),
     "kind": ({"kind": "vae16"}, "expected kind 'unet', got 'vae16'"),
     "no kind": ({"kind": None}, "expected kind 'unet', got None"),
     "unknown": ({"sigma": 1.0}, "format 1 has no metadata key 'sigma'"),
@@ -136,6 +142,49 @@ def test_wrong_metadata_is_named(changes: dict[str, object], message: str) -> No
 def test_metadata_that_is_no_object(text: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         parse_metadata({"gendr": text}, "unet")
+
+
+def test_a_file_without_folds_is_what_it_was_before_there_were_any() -> None:
+    spec = VAESpec(arch=VAEArch(), license="MIT")
+    arch = {field.name: getattr(VAEArch(), field.name) for field in fields(VAEArch)}
+    texts = {"title": "", "license": "MIT", "source": "", "trained_on": ""}
+    values = {"format": 1, "kind": "vae16", "arch": arch, "latent_scaling": 0.2614, **texts}
+    assert dump_metadata("vae16", spec) == dump_metadata("vae16", spec, ()) == {"gendr": json.dumps(values)}
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("unet", SPEC), ("vae16", VAESpec(arch=VAEArch()))])
+def test_folds_are_listed_by_name_in_format_2(kind: Kind, spec: ModelSpec | VAESpec) -> None:
+    metadata = dump_metadata(kind, spec, STORED_FOLDS[kind])
+    assert format_version(metadata) == 2
+    values = parse_metadata(metadata, kind)
+    assert values is not None
+    assert values["folds"] == sorted(STORED_FOLDS[kind])
+    assert stored_folds(values, kind) == frozenset(STORED_FOLDS[kind])
+    assert stored_folds({}, kind) == frozenset()
+
+
+WRONG_FOLDS = {
+    "text": ("time", "expected a list as folds of the metadata, got 'time'"),
+    "numbers": ([1], "expected text as folds of the metadata, got 1"),
+    "empty": ([], r"expected folds as a sorted list of names, got \[\]"),
+    "order": (["time", "norms"], r"expected folds as a sorted list of names, got \['time', 'norms'\]"),
+    "twice": (["time", "time"], "expected folds as a sorted list of names"),
+    "unknown": (["mirror"], "expected folds out of ends, .*, time, got 'mirror': update GenDR"),
+    "running": (["phases"], "expected folds out of ends, .*, time, got 'phases'"),
+}
+
+
+@pytest.mark.parametrize(("folds", "message"), WRONG_FOLDS.values(), ids=WRONG_FOLDS.keys())
+def test_wrong_folds_are_named(folds: object, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        stored_folds({"folds": folds}, "unet")
+
+
+def test_folds_that_no_file_can_have_are_not_written() -> None:
+    with pytest.raises(CheckpointError, match=r"expected folds out of .*, got 'packed'"):
+        dump_metadata("unet", SPEC, ("time", "packed"))
+    with pytest.raises(CheckpointError, match="expected folds out of ends, norms, qkv, scale, got 'time'"):
+        dump_metadata("vae16", VAESpec(arch=VAEArch()), ("time",))
 
 
 def test_vae_flags_are_strict() -> None:

@@ -25,7 +25,16 @@ from gendr_core.pipeline import restore
 from gendr_core.plan import Bands, Plan, StagePlan
 from gendr_core.planner import Planner, Task
 from gendr_core.prepare import prepare
-from gendr_core.sketch import decode_cost, encode_cost, meta_tensor, unet_sketch, vae_sketch
+from gendr_core.sketch import (
+    UNetKind,
+    VAEKind,
+    decode_cost,
+    encode_cost,
+    meta_tensor,
+    unet_kind,
+    unet_sketch,
+    vae_sketch,
+)
 from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
 from gendr_core.step import one_step
 
@@ -40,8 +49,18 @@ def models(kind: str) -> tuple[GenDRUNet, GenDRVAE | None]:
 
 def full_size(dtype: torch.dtype) -> tuple[GenDRUNet, GenDRVAE]:
     spec, prompt = ModelSpec(arch=UNetArch()), torch.empty(77, 1024, device="meta")
-    unet = GenDRUNet(network=unet_sketch(spec.arch, dtype), spec=spec, positive=prompt, negative=prompt, dtype=dtype)
-    return unet, GenDRVAE(network=vae_sketch(VAEArch(), dtype), spec=VAESpec(arch=VAEArch()), dtype=dtype)
+    unet = GenDRUNet(
+        network=unet_sketch(UNetKind(spec, dtype, frozenset())),
+        spec=spec,
+        positive=prompt,
+        negative=prompt,
+        dtype=dtype,
+    )
+    return unet, GenDRVAE(
+        network=vae_sketch(VAEKind(VAESpec(arch=VAEArch()), dtype, frozenset())),
+        spec=VAESpec(arch=VAEArch()),
+        dtype=dtype,
+    )
 
 
 def plan_full(edge: int, dtype: torch.dtype = torch.bfloat16, *, device: str = "cuda", **memory: object) -> Plan:
@@ -116,10 +135,10 @@ def test_estimate_covers_how_a_frame_is_finished(
 def test_work_is_what_torch_counts(guidance: float, band_bytes: int) -> None:
     unet, vae = models("pair")
     plan = StagePlan(bands=Bands(band_bytes=band_bytes))
-    sketches = replace(unet, network=unet_sketch(unet.spec.arch, unet.dtype))
+    sketches = replace(unet, network=unet_sketch(unet_kind(unet)))
     pixels, latent = meta_tensor(1, 3, 320, 192), meta_tensor(1, 4, 120, 104)
     assert vae is not None
-    vae = replace(vae, network=vae_sketch(vae.spec.arch, vae.dtype))
+    vae = replace(vae, network=vae_sketch(VAEKind(vae.spec, vae.dtype, vae.folds)))
 
     def check(stage: Callable[[Meter], object]) -> None:
         meter = Meter()
@@ -189,7 +208,11 @@ def test_tiles_come_where_the_frame_does_not_fit() -> None:
     # A pixel model: there is no VAE to need most. Wide, so that the activations weigh more than latent and result.
     spec = models("pixel")[0].spec
     arch = replace(spec.arch, block_out_channels=(512, 512), attention_levels=(False, False))
-    unet = replace(models("pixel")[0], spec=replace(spec, arch=arch), network=unet_sketch(arch, torch.float32))
+    unet = replace(
+        models("pixel")[0],
+        spec=(spec := replace(spec, arch=arch)),
+        network=unet_sketch(UNetKind(spec, torch.float32, frozenset())),
+    )
 
     def step_within(budget_bytes: int) -> StagePlan:
         options = RestoreOptions(scale=4.0, memory=MemoryOptions(budget_bytes=budget_bytes))
@@ -258,7 +281,13 @@ def test_the_first_estimate_is_no_other_than_the_next() -> None:
     arch = VAEArch(latent_channels=4, block_out_channels=(8, 8, 16, 24), layers_per_block=1, norm_groups=8)
     unet = models("pair")[0].spec
     for cost_of in (encode_cost, decode_cost):
-        args = (unet, VAESpec(arch=arch), torch.float32, Extent(64, 128), StagePlan(windows=None), "cpu")
+        args = (
+            unet,
+            VAEKind(VAESpec(arch=arch), torch.float32, frozenset()),
+            Extent(64, 128),
+            StagePlan(windows=None),
+            "cpu",
+        )
         vae_sketch.cache_clear()
         first = cost_of(*args)
         cost_of.cache_clear()

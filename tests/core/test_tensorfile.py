@@ -67,7 +67,7 @@ WRONG_PROMPTS: dict[str, tuple[dict[str, Tensor], str]] = {
 @pytest.mark.parametrize(("prompts", "message"), WRONG_PROMPTS.values(), ids=WRONG_PROMPTS.keys())
 def test_wrong_prompts(path: Path, prompts: dict[str, Tensor], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        write_unet(path, UNET_SPEC, unet_state(), **prompts)
+        write_unet(path, UNET_SPEC, unet_state(), prompts["positive"], prompts.get("negative"))
     assert_unchanged_folder(path, None)
     save_file({**unet_state(PLAIN_UNET), **{f"prompt.{name}": tensor for name, tensor in prompts.items()}}, path)
     with pytest.raises(CheckpointError, match=f"{message}|got 1 of I64"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gendr_core.host import Meter
 from gendr_core.nets import VAE, UNet
-from gendr_core.nets.layers import SpatialTransformer
+from gendr_core.nets.attention import SpatialTransformer
 from gendr_core.plan import Bands, Windows
 from gendr_core.spec import UNetArch, VAEArch
 from gendr_core.windows import BandedFrame

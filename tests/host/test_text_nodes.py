@@ -40,7 +40,7 @@ def test_the_hosts_model_predicts_what_our_network_does(
     hosted: ModuleType, bases: Path, prediction: Prediction
 ) -> None:
     pack = hosted.__name__.partition(".")[0]
-    ours = import_module(f"{pack}.gendr_core.model").load_unet(bases / BASES[prediction])
+    ours = import_module(f"{pack}.gendr_core.model").load_unet(bases / BASES[prediction], folds=())
     patcher = import_module(f"{pack}.nodes.loaders").LoadBase.execute(BASES[prediction]).args[0]
     latents = patcher.get_model_object("latent_format")
     assert (latents.latent_channels, latents.scale_factor) == (16, LATENT_SCALING)

@@ -31,12 +31,12 @@ def model(pack: Pack) -> Any:
 def test_the_prompt_is_exchanged_in_a_model_of_its_own(pack: Pack, model: Any) -> None:
     before = step(pack, model)
     fixed = run(pack, "GenDR_FixPrompt", model=model, positive=conditioning(1))
-    assert torch.equal(fixed.unet.positive, conditioning(1)[0][0][0])
+    assert torch.equal(fixed.unet.positive, model.unet.prompt(conditioning(1)[0][0][0]))
     assert fixed.patcher is model.patcher
     assert not torch.equal(step(pack, fixed), before)
     assert torch.equal(step(pack, model), before)
-    again = run(pack, "GenDR_FixPrompt", model=fixed, positive=[[model.unet.positive[None].half(), {}]])
-    torch.testing.assert_close(step(pack, again), before, rtol=0, atol=0.01)
+    again = run(pack, "GenDR_FixPrompt", model=model, positive=[[conditioning(1)[0][0].half(), {}]])
+    torch.testing.assert_close(step(pack, again), step(pack, fixed), rtol=0, atol=0.01)
     assert again.unet.positive.dtype == torch.float32
 
 
@@ -46,7 +46,7 @@ def test_guidance_needs_a_negative_prompt(pack: Pack, model: Any) -> None:
     with pytest.raises(ValueError, match=r"negative prompt for guidance 3\.0"):
         step(pack, fixed, guidance=3.0)
     guided = run(pack, "GenDR_FixPrompt", model=without, positive=conditioning(1), negative=conditioning(2))
-    assert torch.equal(guided.unet.negative, conditioning(2)[0][0][0])
+    assert torch.equal(guided.unet.negative, model.unet.prompt(conditioning(2)[0][0][0]))
     assert not torch.equal(step(pack, guided, guidance=3.0), step(pack, fixed))
     kept = run(pack, "GenDR_FixPrompt", model=model, positive=conditioning(1))
     assert torch.equal(kept.unet.negative, model.unet.negative)
@@ -55,10 +55,11 @@ def test_guidance_needs_a_negative_prompt(pack: Pack, model: Any) -> None:
 def test_prompts_of_different_lengths_say_the_same_as_by_themselves(pack: Pack, model: Any) -> None:
     positive, negative = conditioning(1, tokens=4), conditioning(2, tokens=6)
     fixed = run(pack, "GenDR_FixPrompt", model=model, positive=positive, negative=negative)
-    assert fixed.unet.positive.shape == fixed.unet.negative.shape == (12, PROMPT_DIM)
+    assert fixed.unet.positive.shape == fixed.unet.negative.shape == (12, model.unet.network.context_width)
+    assert model.unet.prompt(positive[0][0][0]).shape == (4, model.unet.network.context_width)
     alone = [
-        step(pack, pack.host.replace(model, unet=pack.host.replace(model.unet, positive=prompt[0][0][0])))
-        for prompt in (negative, positive)
+        step(pack, pack.host.replace(model, unet=pack.host.replace(model.unet, positive=given)))
+        for given in (model.unet.prompt(prompt[0][0][0]) for prompt in (negative, positive))
     ]
     expected = alone[0] + 3.0 * (alone[1] - alone[0])
     torch.testing.assert_close(step(pack, fixed, guidance=3.0), expected, rtol=0, atol=1e-4)
@@ -86,7 +87,7 @@ def test_a_model_without_text_says_what_it_would_take(pack: Pack) -> None:
 
 def test_several_prompts_are_refused(pack: Pack, model: Any) -> None:
     combined = conditioning(1) + conditioning(2)
-    batched = [[torch.zeros(2, TOKENS, PROMPT_DIM), {}]]
+    batched = [[torch.zeros(2, PROMPT_DIM, TOKENS), {}]]
     for prompts in (combined, batched):
         with pytest.raises(ValueError, match="expected one prompt in positive, got 2"):
             run(pack, "GenDR_FixPrompt", model=model, positive=prompts)

@@ -42,7 +42,7 @@ class CidaByHand:
         self.stage, self.settings = stage, settings
         self.file = read_unet(settings.base)
         self.networks = {name: self._merged(name) for name in ROLES}
-        self.vae = load_vae(settings.vae)
+        self.vae = load_vae(settings.vae, folds=())
 
     def _merged(self, role: str) -> UNet:
         unet = UNet(self.file.spec.arch)

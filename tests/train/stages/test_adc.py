@@ -98,7 +98,7 @@ def test_losses_by_hand(settings: AdcSettings) -> None:
     batch = batch_of(0, 1)
     stage.begin(lambda: batch_of(2, 3))
     losses = losses_of(stage, batch)
-    teacher, vae, pair = load_unet(settings.teacher), load_vae(settings.vae), to_pair(batch)
+    teacher, vae, pair = load_unet(settings.teacher, folds=()), load_vae(settings.vae, folds=()), to_pair(batch)
     # The core's own one step works on unscaled latents.
     latent = vae.network.encode(pair.upsampled)
     target = step.one_step(latent, teacher, guidance=1.0) * SCALING

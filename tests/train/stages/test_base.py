@@ -90,7 +90,7 @@ def test_the_denoising_loss_is_the_formula(vae_file: str, prediction: Prediction
     timesteps = draws.integers(100, 901)
     noises = draws.normal(4, 8, 8)
     dropped = draws.uniform(0.0, 1.0) < settings.prompt.dropout
-    vae = load_vae(vae_file).network
+    vae = load_vae(vae_file, folds=()).network
     for i, (image, t, eps) in enumerate(zip(batch_of().original, timesteps.tolist(), noises, strict=True)):
         clean = vae.encode(image[None] / 127.5 - 1.0)[0] * SCALING
         power = alpha_bar(t)
@@ -115,7 +115,7 @@ def test_the_alignment_loss_is_minus_the_cosine_after_the_first_level(vae_file: 
     loss = losses_of(stage)["generator/alignment"]
     assert seen[0].shape == (3, 8, 4, 4)
 
-    vae = load_vae(vae_file).network
+    vae = load_vae(vae_file, folds=()).network
     vae.get_submodule("encoder.down_blocks.3.resnets.0").register_forward_hook(keep)
     vae.encode(to_pair(batch_of()).original)
     target = F.interpolate(seen[1], size=(4, 4), mode="bilinear", antialias=True)
@@ -305,7 +305,7 @@ def test_the_exported_file_restores(vae_file: str, tmp_path: Path) -> None:
     stage = seeded(settings_of(vae_file, prediction="v_prediction", scale=2.0, alignment=aligned(vae_file)))
     path = tmp_path / "base.safetensors"
     stage.export(path, ABOUT)
-    unet = load_unet(path)
+    unet = load_unet(path, folds=())
     power = alpha_bar(354)
     assert (unet.spec.timestep, unet.spec.prediction, unet.spec.title) == (354, "v_prediction", "tiny")
     assert (unet.spec.c_skip, unet.spec.c_out) == pytest.approx((power**0.5, -((1.0 - power) ** 0.5)))

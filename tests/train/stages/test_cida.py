@@ -170,7 +170,7 @@ def test_without_a_rate_the_real_score_is_the_base(make_stage: MakeStage) -> Non
 
 def test_the_generator_starts_as_the_base(make_stage: MakeStage, files: Path) -> None:
     stage, pair = make_stage(apart=False), to_pair(make_batch())
-    base, vae = load_unet(files / "epsilon.safetensors"), load_vae(files / "vae.safetensors")
+    base, vae = load_unet(files / "epsilon.safetensors", folds=()), load_vae(files / "vae.safetensors", folds=())
     # The default one_step is that of the file.
     latent = one_step(vae.network.encode(pair.upsampled), base)
     torch.testing.assert_close(stage.restored(pair), vae.network.decode(latent).clamp(-1, 1), atol=1e-5, rtol=0)

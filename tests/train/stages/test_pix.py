@@ -155,7 +155,7 @@ def test_losses_by_hand(settings: PixSettings) -> None:
     stage.begin(lambda: batch_of(2, 3))
     batch = batch_of(0, 1)
     losses = losses_of(stage, batch)
-    teacher, vae, pair = load_unet(settings.teacher), load_vae(settings.vae), to_pair(batch)
+    teacher, vae, pair = load_unet(settings.teacher, folds=()), load_vae(settings.vae, folds=()), to_pair(batch)
     cells, context = to_cells(pair.upsampled), teacher.positive.expand(2, -1, -1)
     target = vae.network.decode(teacher.network(cells, 200, context) / SCALING)
     student = to_pixels(stage.unet(cells, 200, context))

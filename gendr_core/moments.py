@@ -1,0 +1,79 @@
+"""Group normalisation of a frame that is never there as a whole: its statistics gathered in bands, then applied.
+
+Role: below ``bands``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .geometry import partition
+from .nets.layers import suggested_format
+
+COPIED_BYTES = 2**24
+"""Of a band that is copied to float32 for its statistics at once."""
+
+
+class Moments:
+    """Mean and variance of every group of channels over a frame, gathered band by band in float32.
+
+    Parts join by n = n_a + n_b, d = m_b - m_a, m = m_a + d n_b / n, M2 = M2_a + M2_b + d^2 n_a n_b / n
+    (Chan, Golub and LeVeque 1979), written for variances.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        """Start with no rows, for the groups of ``norm``."""
+        self._norm = norm
+        self._rows = 0
+        self._mean = self._variance = torch.empty(0)
+
+    def add(self, band: Tensor) -> None:
+        """Take [B, C, rows, W] in."""
+        if band.dtype == torch.float32 or band.device.type in ("cpu", "meta"):
+            self._take(band)
+        else:
+            # Here the kernel stores statistics in the dtype of the band: 16-bit bands go in as float32 pieces.
+            for part in partition(band.shape[2], max(1, COPIED_BYTES // (4 * band[:, :, 0].numel()))):
+                self._take(band[:, :, part.places].float())
+
+    def _take(self, band: Tensor) -> None:
+        batch, channels, rows, width = band.shape
+        # The fused kernel reads a band once and keeps float32 statistics; its normalised band is not used.
+        shape = (batch, channels, rows * width, self._norm.num_groups)
+        band = band.contiguous(memory_format=suggested_format(band))
+        _, mean, rstd = torch.native_group_norm(band, None, None, *shape, self._norm.eps)
+        mean, variance = mean.float(), rstd.float().pow(-2) - self._norm.eps
+        if self._rows:
+            share = rows / (self._rows + rows)
+            distance = mean - self._mean
+            variance = torch.lerp(self._variance, variance, share) + share * (1.0 - share) * distance.square()
+            mean = self._mean + share * distance
+        self._mean, self._variance, self._rows = mean, variance, self._rows + rows
+
+    def normalisation(self, weight: Tensor | None, bias: Tensor | None) -> "Normalisation":
+        """Return what the norm does to every position, given its affine parameters [C] in float32."""
+        per_group = self._norm.num_channels // self._norm.num_groups
+        mean, variance = (
+            moment.repeat_interleave(per_group, dim=1) for moment in (self._mean, self._variance.clamp(min=0))
+        )
+        return Normalisation(mean, variance, weight, bias, self._norm.eps)
+
+
+class Normalisation:
+    """A group normalisation whose statistics are known: the same at every position."""
+
+    def __init__(self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+        """Keep mean and variance of every image and channel [B, C], and the affine parameters [C]; all float32."""
+        self._moments = (mean, variance)
+        self._affine = (weight, bias)
+        self._eps = eps
+
+    def __call__(self, band: Tensor, *, activate: bool) -> Tensor:
+        """Return (x - mean) / sqrt(variance + eps) * weight + bias, then SiLU if asked, of [B, C, rows, W]."""
+        # Batch normalisation outside of training is just this formula, in one kernel, for one image.
+        images = [
+            F.batch_norm(image, mean, variance, *self._affine, training=False, eps=self._eps)
+            for image, mean, variance in zip(torch.split(band, 1), *self._moments, strict=True)
+        ]
+        result = images[0] if len(images) == 1 else torch.cat(images)
+        return F.silu(result, inplace=True) if activate else result
