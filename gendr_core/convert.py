@@ -109,7 +109,7 @@ def convert(
         with _about(sources.adapter):
             check_published(published, relative)
             merged = relative.merge(published, Bases(unet=unet.state, vae=vae.state), degradation)
-        _write(targets, merged, (unet, vae), dtype, _words(relative, degradation))
+        _write(targets, merged, (unet, vae), dtype, _words(relative, degradation, sources))
     return list(targets.values())
 
 
@@ -228,11 +228,15 @@ def _targets(relative: Relative, folder: Path) -> dict[str, Path]:
     return targets
 
 
-def _words(relative: Relative, degradation: Degradation | None) -> dict[str, str]:
+def _words(relative: Relative, degradation: Degradation | None, sources: Sources) -> dict[str, str]:
     title = relative.title
     if degradation is not None:
         title += f" at blur {degradation[0]:g}, noise {degradation[1]:g}"
-    return {"title": title, "license": relative.license, "source": f"{relative.source}, merged into {relative.base}"}
+    source = (
+        f"{relative.source} ({sources.adapter.name}), merged into {relative.base}"
+        f" ({sources.unet.name}, {sources.vae.name})"
+    )
+    return {"title": title, "license": relative.license, "source": source}
 
 
 def _write(

@@ -6,11 +6,14 @@ Role: below ``convert``, the only part of GenDR that opens such a file; everythi
 
 import re
 import runpy
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
+from types import ModuleType
 
 from .errors import CheckpointError
 from .pickled_child import RUN_NAME
@@ -77,13 +80,32 @@ def _run_child(job: tuple[Path, Path, Path, int], seconds: float) -> int | None:
         kwargs={"init_globals": {"JOB": job}, "run_name": RUN_NAME},
         daemon=True,
     )
-    child.start()
+    with _without_main():
+        child.start()
     child.join(seconds)
     if child.is_alive():
         child.kill()
         child.join()
         return None
     return child.exitcode
+
+
+_STARTING = Lock()
+
+
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Keep a child that is started from running this program's main file again, as spawned ones do.
+
+    That of ComfyUI would set up the host and run every node pack's prestartup script.
+    """
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _reason(log: Path, code: int | None) -> str:
@@ -98,9 +120,6 @@ def _reason(log: Path, code: int | None) -> str:
         return "its archive is cut short or damaged: download it again"
     lines = text.strip().splitlines()
     if not lines:
-        return (
-            f"the process that reads it ended with code {code}. In a script of your own, call convert() below"
-            ' if __name__ == "__main__"'
-        )
+        return f"the process that reads it ended with code {code} and said nothing"
     last = lines[-1].partition(": ")[2] or lines[-1]
     return f"{last:.300}. {'Do not use it' if 'could run code' in last else 'Get it from its authors again'}"

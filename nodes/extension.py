@@ -6,6 +6,7 @@ Role: returned to the host by the pack's ``comfy_entrypoint``.
 from comfy_api.latest import ComfyExtension, io
 
 from .color import MatchColor
+from .convert import Convert
 from .interop import AsUpscaleModel
 from .latent import Decode, Encode, OneStep
 from .loaders import LoadBase, LoadUNet, LoadVAE16
@@ -23,6 +24,7 @@ class GenDRExtension(ComfyExtension):
             LoadUNet,
             LoadVAE16,
             LoadBase,
+            Convert,
             Restore,
             Plan,
             FixPrompt,

@@ -66,8 +66,8 @@ class FixPrompt(io.ComfyNode):
         """Return the model with other prompts."""
         unet = model.unet
         width = unet.spec.arch.cross_attention_dim
-        wanted = unet.prompt(_embedding("positive", positive, width))
-        unwanted = unet.negative if negative is None else unet.prompt(_embedding("negative", negative, width))
+        wanted = unet.prompt(embedding("positive", positive, width))
+        unwanted = unet.negative if negative is None else unet.prompt(embedding("negative", negative, width))
         if unwanted is not None:
             # Both go through the network together. A softmax over keys of which each comes n times is the same as one
             # over each once, so prompts may be repeated as a whole.
@@ -76,7 +76,7 @@ class FixPrompt(io.ComfyNode):
         return io.NodeOutput(replace(model, unet=replace(unet, positive=wanted, negative=unwanted)))
 
 
-def _embedding(name: str, given: "Conditioning", width: int) -> "Tensor":
+def embedding(name: str, given: "Conditioning", width: int) -> "Tensor":
     """Return the prompt of a CONDITIONING: [tokens, width], float32, on the CPU.
 
     Raises:

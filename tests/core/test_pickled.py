@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +148,18 @@ def test_what_is_no_dict_of_plain_tensors_is_refused(file: Path) -> None:
     torch.save(nested, file)
     with pytest.raises(ValueError, match="nested more than 4 deep"):
         read(file)
+
+
+def test_the_child_does_not_run_the_program_that_started_it(file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from gendr_core.pickled import unpickled\n"
+        "print('the program runs')\n"
+        "main = sys.modules['__main__']\n"
+        f"with unpickled(Path({str(file)!r})) as target:\n"
+        "    print(target.stat().st_size > 0, sys.modules['__main__'] is main)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["the program runs", "True True"], done.stderr

@@ -28,6 +28,7 @@ def test_nodes_come_in_menu_order(pack: Pack) -> None:
         "GenDR_LoadUNet",
         "GenDR_LoadVAE16",
         "GenDR_LoadBase",
+        "GenDR_Convert",
         "GenDR_Restore",
         "GenDR_Plan",
         "GenDR_FixPrompt",

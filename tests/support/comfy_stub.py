@@ -195,7 +195,8 @@ def install(models: Path) -> Record:
         Int=Kind("INT", Number),
         Float=Kind("FLOAT", Number),
         Combo=Kind("COMBO", Combo),
-        String=Kind("STRING"),
+        String=Kind("STRING", _Widget),
+        Boolean=Kind("BOOLEAN", _Widget),
     )
     management = {
         "get_torch_device": lambda: cpu,
@@ -228,6 +229,9 @@ def install(models: Path) -> Record:
             "ComfyExtension": type("ComfyExtension", (), {}),
         },
         "folder_paths": {
+            "models_dir": str(models),
+            "add_model_folder_path": lambda _folder, _path: None,
+            "get_folder_paths": lambda folder: [str(models / folder)],
             "get_filename_list": lambda folder: sorted(path.name for path in (models / folder).glob("*")),
             "get_full_path": lambda folder, name: (
                 str(models / folder / name) if (models / folder / name).is_file() else None
