@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .nets import VAE, Operations, UNet
+from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
 from .nets.attention import Attention, FeedForward, FrameAttention, SpatialTransformer, TransformerBlock
 from .nets.layers import ResnetBlock, Upsample, layers_of
 from .nets.unet import timestep_features
@@ -136,7 +136,7 @@ def _fold_norms(network: nn.Module, operations: Operations) -> None:
         for name in ("norm1", "norm2", "norm3"):
             norm: nn.LayerNorm = getattr(block, name)
             # torch's own class: what has no weights needs no host to cast them.
-            setattr(block, name, nn.LayerNorm(block.attn1.channels, norm.eps, elementwise_affine=False))
+            setattr(block, name, TORCH_OPERATIONS.LayerNorm(block.attn1.channels, norm.eps, elementwise_affine=False))
     for block in _all(network, FrameAttention):
         block.to_q, block.to_k, block.to_v = _after_norm(block.group_norm, block.projections, operations)
         block.group_norm = _plain_group_norm(block.group_norm)
@@ -246,7 +246,7 @@ def _mixed(mixing: Tensor, weight: Tensor) -> Tensor:
 
 
 def _plain_group_norm(norm: nn.GroupNorm) -> nn.GroupNorm:
-    return nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+    return TORCH_OPERATIONS.GroupNorm(norm.num_groups, norm.num_channels, norm.eps, affine=False)
 
 
 def _linear(operations: Operations, weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -155,7 +155,7 @@ def _load(path: Path, arch: TextArch) -> nn.Module:
     # Versions before 5 put all of it in one more module.
     outer = "text_model." if any(name.startswith("text_model.") for name in network.state_dict()) else ""
     network.load_state_dict({outer + name: tensor for name, tensor in state.items()}, assign=True)
-    return network.requires_grad_(False).eval()
+    return network.requires_grad_(False).train(False)
 
 
 def _locate(path: Path, arch: TextArch) -> tuple[dict[str, Piece], dict[str, Shape]]:

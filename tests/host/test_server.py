@@ -45,7 +45,7 @@ def restoring(image: str, unet: str, name: str, **changes: Any) -> Graph:
 
 def test_every_node_is_listed_with_its_help_page(server: Server) -> None:
     ours = {name: info for name, info in server.get("/object_info").items() if name.startswith("GenDR_")}
-    assert len(ours) == 11
+    assert len(ours) == 12
     assert all(info["python_module"] == "custom_nodes.ComfyUI-GenDR" for info in ours.values())
     assert PIXEL in ours["GenDR_LoadUNet"]["input"]["required"]["unet"][1]["options"]
 
