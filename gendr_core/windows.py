@@ -52,11 +52,11 @@ class BandedFrame(BandedConvolutions):
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:
         """Return [B', C, H, W], in the place of ``x`` if B' is B, given the prompts ``context`` [B', M, D]."""
-        extent, blocks = Extent(*x.shape[2:]), layers_of(block.transformer_blocks, TransformerBlock)
+        extent, (layer,) = Extent(*x.shape[2:]), layers_of(block.transformer_blocks, TransformerBlock)
         if self._windows_for(extent) is None and self.fits(x, HIDDEN_RATIO * x.shape[1]):
             result = WholeFrame.transformer(self, block, x, context)
-            num_flops = sum(_block_flops(layer, x, len_keys=extent.area) for layer in blocks)
-            self.meter.advance(num_flops + flops_of(x, block.proj_in, block.proj_out), Span(0, 1), 1)
+            num_flops = _block_flops(layer, x, result, len_keys=extent.area)
+            self.meter.advance(num_flops + flops_of(x, block.proj_in) + flops_of(result, block.proj_out), Span(0, 1), 1)
             return result
         bands = self.split_rows(x, HIDDEN_RATIO * x.shape[1])
         normalise = self.normalisation(block.norm, lambda span: x[:, :, span.places], bands)
@@ -65,16 +65,10 @@ class BandedFrame(BandedConvolutions):
             rows = normalise(x[:, :, span.places], activate=False)
             tokens[:, span.times(extent.width).places] = block.proj_in(rows.flatten(2).transpose(1, 2))
             self.meter.advance(flops_of(x, block.proj_in), span, extent.height)
-        for layer in blocks:
-            tokens = self._attend(layer, tokens, context, extent)
-            if layer is not blocks[-1]:
-                for span in bands:
-                    part = tokens[:, span.times(extent.width).places]
-                    part.copy_(layer.feed(part))
-        x, last = spread(x, len(context)), blocks[-1]
-        num_flops = flops_of(x, block.proj_out, num_weights=_feed_forward_weights(last))
+        tokens, x = self._attend(layer, tokens, context, extent), spread(x, len(context))
+        num_flops = flops_of(x, block.proj_out, num_weights=_feed_forward_weights(layer))
         for span in bands:
-            rows = block.proj_out(last.feed(tokens[:, span.times(extent.width).places]))
+            rows = block.proj_out(layer.feed(tokens[:, span.times(extent.width).places]))
             x[:, :, span.places] += rows.transpose(1, 2).unflatten(2, (len(span), extent.width))
             self.meter.advance(num_flops, span, extent.height)
         return x
@@ -183,7 +177,11 @@ def _feed_forward_weights(layer: TransformerBlock) -> int:
     return layer.ff.gate.proj.weight.numel() + (0 if back is None else back.weight.numel())
 
 
-def _block_flops(layer: TransformerBlock, frame: Tensor, *, len_keys: int) -> int:
-    """Return the FLOPs of a whole block with full attention; the prompt's few tokens are left out."""
-    own = flops_of(frame, num_weights=2 * layer.attn1.channels**2 + _feed_forward_weights(layer))
-    return own + _mixing_flops(layer.attn1, frame, len_keys) + _mixing_flops(layer.attn2, frame, 0)
+def _block_flops(layer: TransformerBlock, x: Tensor, result: Tensor, *, len_keys: int) -> int:
+    """Return the FLOPs of a block with full attention, on ``x`` before the prompt and on ``result`` from there on.
+
+    The prompt's few tokens are left out.
+    """
+    before = flops_of(x, num_weights=2 * layer.attn1.channels**2) + _mixing_flops(layer.attn1, x, len_keys)
+    behind = flops_of(result, num_weights=_feed_forward_weights(layer)) + _mixing_flops(layer.attn2, result, 0)
+    return before + behind

@@ -189,4 +189,5 @@ class FrameAttention(Attention):
 
 def spread(x: Tensor, batch: int) -> Tensor:
     """Return ``x`` [B, ...] once for every prompt, [batch, ...]; itself where there is one."""
-    return x if len(x) == batch else x.repeat(batch // len(x), *[1] * (x.ndim - 1))
+    # Joined and not repeated, which would bring frames into another order in memory.
+    return x if len(x) == batch else torch.cat([x] * (batch // len(x)))

@@ -4,8 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import tiny_unet
+from torch import nn
 
+from gendr_core.model import fold_unet
+from gendr_core.nets.attention import spread
 from gendr_core.nets.kernels import MANY_KEYS, attend, frame_format, in_order
+from gendr_core.step import one_step
 
 
 def heads(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -56,3 +61,27 @@ def test_a_frame_in_order_has_the_strides_of_that_order_at_any_size(shape: tuple
 def test_frames_keep_their_order_where_it_is_not_known_to_be_slow() -> None:
     assert frame_format(torch.empty(1)) == torch.channels_last
     assert frame_format(torch.empty(1, device="meta")) == torch.channels_last  # planned for a processor
+
+
+def test_a_frame_for_two_prompts_keeps_its_order() -> None:
+    frame = in_order(torch.randn(1, 8, 3, 5))
+    both = spread(frame, 2)
+    assert torch.equal(both, torch.cat([frame, frame]))
+    assert both.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_no_convolution_of_a_step_has_to_bring_its_frame_into_order(guidance: float) -> None:
+    unet = fold_unet(tiny_unet(negative=True))
+    seen: list[bool] = []
+
+    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for layer in unet.network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(note)
+    with torch.inference_mode():
+        one_step(torch.randn(1, 4, 8, 16), unet, guidance=guidance)
+    assert len(seen) > 10
+    assert all(seen)
