@@ -27,8 +27,8 @@ from gendr_core.image_io import read_image, write_image
 from gendr_core.model import GenDRUNet, GenDRVAE
 from gendr_core.pipeline import restore
 from gendr_core.planner import Planner, Task
-from gendr_core.sketch import UNetKind, VAEKind, meta_tensor, unet_sketch, vae_sketch
-from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
+from gendr_core.sketch import UNetKind, VAEKind, meta_tensor, sketched_unet, sketched_vae
+from gendr_core.spec import PROMPT_TOKENS, ModelSpec, UNetArch, VAEArch, VAESpec
 
 GIB = 2**30
 ROOT = Path(__file__).parents[1]
@@ -90,10 +90,8 @@ def full_models(device: str) -> tuple[GenDRUNet, GenDRVAE]:
     unet, vae, dtype = ModelSpec(arch=UNetArch()), VAESpec(arch=VAEArch()), torch.bfloat16
     if device != "meta":
         return random_unet(unet, device, dtype), random_vae(vae, device, dtype)
-    prompt = torch.empty(77, unet.arch.cross_attention_dim, device="meta")
-    network = unet_sketch(UNetKind(unet, dtype, frozenset()))
-    sketch = GenDRUNet(network=network, spec=unet, positive=prompt, negative=None, dtype=dtype)
-    return sketch, GenDRVAE(network=vae_sketch(VAEKind(vae, dtype, frozenset())), spec=vae, dtype=dtype)
+    sketch = sketched_unet(UNetKind(unet, dtype, frozenset()), PROMPT_TOKENS, guidable=False)
+    return sketch, sketched_vae(VAEKind(vae, dtype, frozenset()))
 
 
 def full_estimates() -> dict[str, int]:

@@ -14,13 +14,11 @@ from gendr_core.geometry import Extent
 from gendr_core.image_io import read_image
 from gendr_core.model import DEFAULT_UNET, GenDRUNet, GenDRVAE, load_unet
 from gendr_core.nets import VAE, UNet
-from gendr_core.spec import ModelSpec, UNetArch, VAEArch, VAESpec
+from gendr_core.spec import PROMPT_TOKENS, ModelSpec, UNetArch, VAEArch, VAESpec
 
 ARCHITECTURES = {"mini": DEFAULT_UNET, "full": "UNet16 and VAE16, random"}
 """And what their weights are."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOKENS = 77
-"""Length of a prompt of SD2.1's text encoder."""
 PHOTO = Path(__file__).parents[1] / "examples" / "courtyard.jpg"
 SEED = 0
 
@@ -55,7 +53,7 @@ def random_unet(spec: ModelSpec, device: str, dtype: torch.dtype) -> GenDRUNet:
     """Return a UNet with random weights and a random prompt, nothing folded."""
     network = UNet(spec.arch, device="meta", dtype=dtype)
     _randomise(network, device)
-    positive = torch.randn(TOKENS, spec.arch.cross_attention_dim)
+    positive = torch.randn(PROMPT_TOKENS, spec.arch.cross_attention_dim)
     return GenDRUNet(network=network, spec=spec, positive=positive, negative=None, dtype=dtype)
 
 

@@ -5,6 +5,7 @@ Role: below ``checkpoint``, which compares files with them, and ``model``, which
 
 from collections.abc import Collection
 
+from .cost import measure
 from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
 from .spec import UNET_FOLDS, VAE_FOLDS, Fold, ModelSpec, VAESpec
 from .specialise import check_order, specialise_unet, specialise_vae
@@ -18,7 +19,8 @@ def blank_unet(spec: ModelSpec, folds: Collection[Fold] = (), operations: Operat
     """
     check_order(UNET_FOLDS, folds)
     network = UNet(spec.arch, operations=operations, device="meta")
-    specialise_unet(network, spec, folds)
+    # Measured for the sake of what it does not run: torch's kernels for tensors without memory, slow to import.
+    measure(lambda: specialise_unet(network, spec, folds))
     return network
 
 
@@ -30,5 +32,5 @@ def blank_vae(spec: VAESpec, folds: Collection[Fold] = (), operations: Operation
     """
     check_order(VAE_FOLDS, folds)
     network = VAE(spec.arch, operations=operations, device="meta")
-    specialise_vae(network, folds)
+    measure(lambda: specialise_vae(network, folds))
     return network

@@ -177,7 +177,7 @@ def fold_unet(
 
     Args:
         unet: as its file has it, with weights of any dtype and perhaps some folds, but not ``packed``.
-        folds: what is folded besides; ``packed`` only where oneDNN computes and no host has a say in layers.
+        folds: what is folded besides, as far as ``runnable_folds``.
         device: where the weights go.
 
     Raises:
@@ -185,9 +185,7 @@ def fold_unet(
     """
     prompt_weights = specialise_unet(unet.network, unet.spec, folds, unet.folds)
     _place(unet.network, device, unet.dtype)
-    own_layers = torch.device(device).type == "cpu" and unet.network.operations is TORCH_OPERATIONS
-    done = unet.folds.union(folds)
-    done = done if own_layers and can_pack(unet.dtype) else done - {"packed"}
+    done = runnable_folds(unet.folds.union(folds), device, unet.dtype, unet.network.operations)
     if "packed" in done:
         pack(unet.network)
     if prompt_weights is None:
@@ -202,6 +200,17 @@ def fold_vae(vae: GenDRVAE, folds: Collection[Fold] = VAE_FOLDS, *, device: torc
     specialise_vae(vae.network, folds, vae.folds)
     _place(vae.network, device, vae.dtype)
     return replace(vae, folds=vae.folds.union(folds))
+
+
+def runnable_folds(
+    folds: Collection[Fold],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    operations: Operations = TORCH_OPERATIONS,
+) -> frozenset[Fold]:
+    """Return those of ``folds`` that run there: ``packed`` only where oneDNN computes, in layers of torch's own."""
+    packs = torch.device(device).type == "cpu" and can_pack(dtype) and operations is TORCH_OPERATIONS
+    return frozenset(folds) if packs else frozenset(folds) - {"packed"}
 
 
 def _place(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:

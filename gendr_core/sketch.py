@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blank import blank_unet, blank_vae
 from .color import LOW_PASS_REACH
 from .config import ColorMethod, RestoreOptions
 from .cost import Cost, measure
@@ -27,7 +28,6 @@ from .nets.packed import pack
 from .plan import StagePlan
 from .prepare import prepare
 from .spec import SPATIAL_FACTOR, Fold, ModelSpec, VAESpec
-from .specialise import specialise_unet, specialise_vae
 from .step import one_step
 from .tensors import BAND_BYTES
 from .tiling import tile_grid
@@ -98,10 +98,7 @@ def vae_kind(vae: GenDRVAE | None) -> VAEKind | None:
 @lru_cache(maxsize=8)
 def unet_sketch(kind: UNetKind) -> UNet:
     """Return a UNet without memory."""
-    network = UNet(kind.spec.arch, device="meta")
-    # Measured for the sake of what it does not run: torch's kernels for tensors without memory, slow to import.
-    measure(lambda: specialise_unet(network, kind.spec, kind.folds))
-    network.to(kind.dtype)
+    network = blank_unet(kind.spec, kind.folds).to(kind.dtype)
     if "packed" in kind.folds:
         pack(network)
     return network.requires_grad_(False)
@@ -110,14 +107,31 @@ def unet_sketch(kind: UNetKind) -> UNet:
 @lru_cache(maxsize=8)
 def vae_sketch(kind: VAEKind) -> VAE:
     """Return a VAE without memory."""
-    network = VAE(kind.spec.arch, device="meta")
-    measure(lambda: specialise_vae(network, kind.folds))
-    return network.to(kind.dtype).requires_grad_(False)
+    return blank_vae(kind.spec, kind.folds).to(kind.dtype).requires_grad_(False)
 
 
-def _sketched_vae(kind: VAEKind | None) -> GenDRVAE | None:
-    if kind is None:
-        return None
+def sketched_unet(kind: UNetKind, num_tokens: int, *, guidable: bool) -> GenDRUNet:
+    """Return a model without memory.
+
+    Args:
+        kind: of its UNet.
+        num_tokens: of its prompts.
+        guidable: whether it has a negative one.
+    """
+    network = unet_sketch(kind)
+    prompt = meta_tensor(num_tokens, network.context_width)
+    return GenDRUNet(
+        network=network,
+        spec=kind.spec,
+        positive=prompt,
+        negative=prompt if guidable else None,
+        dtype=kind.dtype,
+        folds=kind.folds,
+    )
+
+
+def sketched_vae(kind: VAEKind) -> GenDRVAE:
+    """Return a VAE with its spec, without memory."""
     return GenDRVAE(network=vae_sketch(kind), spec=kind.spec, dtype=kind.dtype, folds=kind.folds)
 
 
@@ -135,7 +149,7 @@ def encode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: Stag
     if unet.front != "vae16":
         return _shuffle_cost(padded)
     pixels, meter = meta_tensor(1, 3, padded.height, padded.width), SketchMeter()
-    network = _sketched_vae(vae)
+    network = None if vae is None else sketched_vae(vae)
     _, cost = measure(
         lambda: encode(pixels, unet.front, network, plan=plan, meter=meter),
         held=[pixels],
@@ -151,7 +165,7 @@ def decode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: Stag
         return _shuffle_cost(padded)
     height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
     latent, meter = meta_tensor(1, unet.arch.out_channels, height, width), SketchMeter()
-    network = _sketched_vae(vae)
+    network = None if vae is None else sketched_vae(vae)
     _, cost = measure(
         lambda: decode(latent, unet.back, network, plan=plan, meter=meter),
         held=[latent],
@@ -201,16 +215,7 @@ def _pass_cost(
 ) -> Cost:
     """Return the cost of one pass over latents of ``shape``: images, rows and columns."""
     num_tokens, passes = prompt
-    network = unet_sketch(kind)
-    embedding = meta_tensor(num_tokens, network.context_width)
-    unet = GenDRUNet(
-        network=network,
-        spec=kind.spec,
-        positive=embedding,
-        negative=embedding if passes == 2 else None,
-        dtype=kind.dtype,
-        folds=kind.folds,
-    )
+    unet = sketched_unet(kind, num_tokens, guidable=passes == 2)
     latent, meter = meta_tensor(shape[0], kind.spec.arch.in_channels, *shape[1:]), SketchMeter()
     # Any weight but 1 runs both prompts.
     guidance = 2.0 if passes == 2 else 1.0

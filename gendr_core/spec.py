@@ -28,6 +28,8 @@ SPATIAL_FACTOR = 8
 """Output pixels per latent cell, on each axis: three stride-2 levels of the VAE, or pixel (un)shuffle by 8."""
 PIXEL_CHANNELS = 3 * SPATIAL_FACTOR**2
 """Channels of a pixel-unshuffled RGB image: 192."""
+PROMPT_TOKENS = 77
+"""Length of a prompt of SD2.1's text encoder."""
 
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012

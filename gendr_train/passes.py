@@ -12,7 +12,7 @@ from pathlib import Path
 from gendr_core.checkpoint import inspect
 from gendr_core.header import read_header
 from gendr_core.layouts import PROMPT_NAMES
-from gendr_core.spec import PIXEL_CHANNELS, SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
+from gendr_core.spec import PIXEL_CHANNELS, PROMPT_TOKENS, SPATIAL_FACTOR, ModelSpec, UNetArch, VAEArch, VAESpec
 
 from .schema import TrainConfig
 from .sections import AdversaryConfig, FeatureConfig, ImageLosses
@@ -36,8 +36,6 @@ from .shapes import (
     num_parameters,
 )
 
-PROMPT_TOKENS = 77
-"""Of SD2.1's text encoder; taken where no file tells another number."""
 TEXT_ENCODER = 340_387_840
 """Parameters of SD2.1's text encoder: 23 layers of 1024 channels, 49,408 words, 77 places."""
 

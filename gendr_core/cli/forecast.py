@@ -12,14 +12,13 @@ from ..errors import GenDRError, OutOfMemoryError
 from ..geometry import Extent
 from ..header import Header
 from ..layouts import PROMPT_NAMES
-from ..model import GenDRUNet, GenDRVAE
+from ..model import GenDRUNet, GenDRVAE, runnable_folds
 from ..plan import Plan
 from ..planner import Planner, Task
-from ..sketch import UNetKind, VAEKind, unet_sketch, vae_sketch
-from ..spec import UNET_FOLDS, VAE_FOLDS, ModelSpec, UNetArch, VAEArch, VAESpec
+from ..sketch import UNetKind, VAEKind, sketched_unet, sketched_vae
+from ..spec import PROMPT_TOKENS, UNET_FOLDS, VAE_FOLDS, ModelSpec, UNetArch, VAEArch, VAESpec
 
 DEVICE, DTYPE = "cpu", torch.float32
-FULL_TOKENS = 77
 SIZES = {1: Extent(1024, 1024), 8: Extent(2160, 3840)}
 """Outputs to plan for, by about how many megapixels they have."""
 PLENTY_BYTES = 2**62
@@ -59,21 +58,10 @@ def forecast(spec: ModelSpec | VAESpec, header: Header) -> Forecast | None:
     """
     unet_spec, vae_spec, other = _pair(spec)
     stored = header.tensors.get(PROMPT_NAMES[0])
-    tokens = FULL_TOKENS if stored is None or len(stored.shape) != 2 else stored.shape[0]
-    prompt = torch.empty(tokens, unet_spec.arch.cross_attention_dim, device="meta")
-    kind = UNetKind(unet_spec, DTYPE, frozenset(UNET_FOLDS))
-    unet = GenDRUNet(
-        network=unet_sketch(kind),
-        spec=unet_spec,
-        positive=prompt,
-        negative=prompt,
-        dtype=DTYPE,
-        folds=kind.folds,
-    )
-    vae = None
-    if vae_spec is not None:
-        vae_kind = VAEKind(vae_spec, DTYPE, frozenset(VAE_FOLDS))
-        vae = GenDRVAE(network=vae_sketch(vae_kind), spec=vae_spec, dtype=DTYPE, folds=vae_kind.folds)
+    tokens = PROMPT_TOKENS if stored is None or len(stored.shape) != 2 else stored.shape[0]
+    kind = UNetKind(unet_spec, DTYPE, runnable_folds(UNET_FOLDS, DEVICE, DTYPE))
+    unet = sketched_unet(kind, tokens, guidable=True)
+    vae = None if vae_spec is None else sketched_vae(VAEKind(vae_spec, DTYPE, frozenset(VAE_FOLDS)))
     try:
         needs = tuple(_need(unet, vae, size) for size in SIZES)
     except GenDRError:

@@ -9,19 +9,27 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint import read_unet, read_vae
 from ..errors import OptionError
 from ..geometry import Extent
 from ..memory import format_bytes
-from ..model import DEFAULT_UNET, GenDRUNet, GenDRVAE, resolve_weights
-from ..nets.packed import can_pack
+from ..model import DEFAULT_UNET, GenDRUNet, GenDRVAE, resolve_weights, runnable_folds
 from ..pipeline import check_pair
 from ..plan import Plan, StagePlan
 from ..planner import Planner, Task
-from ..sketch import UNetKind, VAEKind, unet_sketch, vae_sketch
-from ..spec import SPATIAL_FACTOR, UNET_FOLDS, VAE_FOLDS, ModelSpec, UNetArch, VAEArch, VAESpec
+from ..sketch import UNetKind, VAEKind, sketched_unet, sketched_vae
+from ..spec import (
+    PROMPT_TOKENS,
+    SPATIAL_FACTOR,
+    UNET_FOLDS,
+    VAE_FOLDS,
+    ModelSpec,
+    UNetArch,
+    VAEArch,
+    VAESpec,
+)
 from .options import (
     add_common_options,
     add_memory_options,
@@ -35,8 +43,6 @@ from .options import (
 )
 
 SUMMARY = "Say how a restoration would run and what memory and computation it takes, before anything does."
-FULL_TOKENS = 77
-"""Length of the prompt of SD2.1's text encoder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,33 +140,21 @@ def _sketch_models(options: argparse.Namespace, device_type: str) -> tuple[GenDR
     if options.arch is not None and (options.unet is not None or options.vae is not None):
         raise OptionError("expected either --arch or weight files, got both: drop --arch, or --unet and --vae")
     dtype, vae_dtype = choose_dtypes(options.dtype, torch.device(device_type))
-    packs = device_type == "cpu" and can_pack(dtype)
-    folds = frozenset(UNET_FOLDS) if packs else frozenset(UNET_FOLDS) - {"packed"}
+    folds, vae_folds = runnable_folds(UNET_FOLDS, device_type, dtype), frozenset(VAE_FOLDS)
     if options.arch == "full":
-        prompt = torch.empty(FULL_TOKENS, UNetArch().cross_attention_dim, device="meta")
-        full = _sketch_unet(UNetKind(ModelSpec(arch=UNetArch()), dtype, folds), prompt, prompt)
-        return full, _sketch_vae(VAESpec(arch=VAEArch()), vae_dtype)
+        full = sketched_unet(UNetKind(ModelSpec(arch=UNetArch()), dtype, folds), PROMPT_TOKENS, guidable=True)
+        return full, sketched_vae(VAEKind(VAESpec(arch=VAEArch()), vae_dtype, vae_folds))
     unet_path = resolve_weights(options.unet or DEFAULT_UNET)
     checkpoint = read_unet(unet_path, folded=True)
-    unet = _sketch_unet(UNetKind(checkpoint.spec, dtype, folds), checkpoint.positive, checkpoint.negative)
-    vae_path = choose_vae(checkpoint.spec, unet_path, options.vae)
-    return unet, None if vae_path is None else _sketch_vae(read_vae(vae_path, folded=True).spec, vae_dtype)
-
-
-def _sketch_unet(kind: UNetKind, positive: Tensor, negative: Tensor | None) -> GenDRUNet:
-    return GenDRUNet(
-        network=unet_sketch(kind),
-        spec=kind.spec,
-        positive=positive,
-        negative=negative,
-        dtype=kind.dtype,
-        folds=kind.folds,
+    unet = sketched_unet(
+        UNetKind(checkpoint.spec, dtype, folds),
+        len(checkpoint.positive),
+        guidable=checkpoint.negative is not None,
     )
-
-
-def _sketch_vae(spec: VAESpec, dtype: torch.dtype) -> GenDRVAE:
-    kind = VAEKind(spec, dtype, frozenset(VAE_FOLDS))
-    return GenDRVAE(network=vae_sketch(kind), spec=spec, dtype=dtype, folds=kind.folds)
+    vae_path = choose_vae(checkpoint.spec, unet_path, options.vae)
+    if vae_path is None:
+        return unet, None
+    return unet, sketched_vae(VAEKind(read_vae(vae_path, folded=True).spec, vae_dtype, vae_folds))
 
 
 def _parse_size(text: str) -> Extent:

@@ -31,6 +31,8 @@ from gendr_core.sketch import (
     decode_cost,
     encode_cost,
     meta_tensor,
+    sketched_unet,
+    sketched_vae,
     unet_kind,
     unet_sketch,
     vae_sketch,
@@ -48,19 +50,8 @@ def models(kind: str) -> tuple[GenDRUNet, GenDRVAE | None]:
 
 
 def full_size(dtype: torch.dtype) -> tuple[GenDRUNet, GenDRVAE]:
-    spec, prompt = ModelSpec(arch=UNetArch()), torch.empty(77, 1024, device="meta")
-    unet = GenDRUNet(
-        network=unet_sketch(UNetKind(spec, dtype, frozenset())),
-        spec=spec,
-        positive=prompt,
-        negative=prompt,
-        dtype=dtype,
-    )
-    return unet, GenDRVAE(
-        network=vae_sketch(VAEKind(VAESpec(arch=VAEArch()), dtype, frozenset())),
-        spec=VAESpec(arch=VAEArch()),
-        dtype=dtype,
-    )
+    unet = sketched_unet(UNetKind(ModelSpec(arch=UNetArch()), dtype, frozenset()), 77, guidable=True)
+    return unet, sketched_vae(VAEKind(VAESpec(arch=VAEArch()), dtype, frozenset()))
 
 
 def plan_full(edge: int, dtype: torch.dtype = torch.bfloat16, *, device: str = "cuda", **memory: object) -> Plan:
@@ -137,13 +128,10 @@ def test_estimate_covers_how_a_frame_is_finished(
 def test_work_is_what_torch_counts(guidance: float, band_bytes: int, folds: frozenset[Fold]) -> None:
     unet, vae = models("pair")
     plan = StagePlan(bands=Bands(band_bytes=band_bytes))
-    kind = unet_kind(replace(unet, folds=folds))
-    network = unet_sketch(kind)
-    prompt = meta_tensor(3, network.context_width)
-    sketches = replace(unet, network=network, folds=folds, positive=prompt, negative=prompt)
+    sketches = sketched_unet(unet_kind(replace(unet, folds=folds)), 3, guidable=True)
     pixels, latent = meta_tensor(1, 3, 320, 192), meta_tensor(1, 4, 120, 104)
     assert vae is not None
-    vae = replace(vae, network=vae_sketch(VAEKind(vae.spec, vae.dtype, vae.folds)))
+    vae = sketched_vae(VAEKind(vae.spec, vae.dtype, vae.folds))
 
     def check(stage: Callable[[Meter], object]) -> None:
         meter = Meter()
