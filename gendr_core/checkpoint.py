@@ -6,8 +6,7 @@ Role: between files and ``model``. A file passes ``header`` (bytes) and ``conten
 
 import os
 from collections import Counter
-from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .blank import blank_unet, blank_vae
 from .contents import UNetCheckpoint, VAECheckpoint, num_parameters_of, sketch_unet, sketch_vae
-from .errors import CheckpointError
+from .errors import CheckpointError, errors_about
 from .header import Header, read_header
 from .layouts import PROMPT_NAMES, WORDS, identify, locate
 from .metadata import SpecOverrides, dump_metadata, format_version
@@ -80,7 +79,7 @@ def read_unet(
         CheckpointError: the file cannot be used; the text names the file, what is wrong and what to do.
     """
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         header = read_header(path)
         sketch, found = sketch_unet(path, header, overrides or SpecOverrides())
         _check_plain(sketch.folds, folded=folded)
@@ -105,7 +104,7 @@ def read_vae(
         CheckpointError: the file cannot be used; the text names the file, what is wrong and what to do.
     """
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         header = read_header(path)
         sketch, found = sketch_vae(header, overrides or SpecOverrides())
         _check_plain(sketch.folds, folded=folded)
@@ -143,7 +142,7 @@ def write_unet(
         CheckpointError: weights or prompts do not fit the spec or are not finite, or the file cannot be written.
     """
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         metadata, network = dump_metadata("unet", spec, folds), blank_unet(spec, folds)
         check_state(network, state)
         check_prompts(network.context_width, spec.guidance, positive, negative)
@@ -162,7 +161,7 @@ def write_vae(
         CheckpointError: weights do not fit the spec or are not finite, or the file cannot be written.
     """
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         metadata = dump_metadata("vae16", spec, folds)
         check_state(blank_vae(spec, folds), state)
         write_tensors(path, state, metadata)
@@ -176,7 +175,7 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
     """
     path = Path(path)
     try:
-        with _errors_about(path):
+        with errors_about(path):
             header = read_header(path)
             version = format_version(header.metadata)
     except CheckpointError as error:
@@ -186,7 +185,7 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
     num_parameters = sum(info.num_elements for info in header.tensors.values())
     layout, spec, problem, folds = None, None, None, frozenset[Fold]()
     try:
-        with _errors_about(path):
+        with errors_about(path):
             if kind == "unet" or kind == "vae16":
                 found = locate(kind, header.shapes)
                 layout, num_parameters = found.layout, num_parameters_of(header, found)
@@ -215,12 +214,3 @@ def _sketch(kind: str, path: Path, header: Header) -> tuple[ModelSpec | VAESpec 
     vae = None if kind == "unet" else sketch_vae(header, SpecOverrides())[0]
     one = None if unet and vae else unet or vae
     return (None, frozenset()) if one is None else (one.spec, one.folds)
-
-
-@contextmanager
-def _errors_about(path: Path) -> Generator[None]:
-    """Put the file's name before every message; not its folder, which may tell more than the user wants to show."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .adapters import State, listed
 from .checkpoint import SpecOverrides, UNetCheckpoint, VAECheckpoint, read_unet, read_vae, write_unet, write_vae
-from .errors import CheckpointError, OptionError
+from .errors import CheckpointError, OptionError, errors_about
 from .header import read_header
+from .host import NEVER, Interrupt
 from .layouts import PROMPT_NAMES
 from .metadata import METADATA_KEY
 from .pickled import unpickled
@@ -49,6 +50,56 @@ class Sources:
     """Base VAE, likewise."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversion:
+    """What is made of which files.
+
+    Raises:
+        OptionError: the degradation is missing, out of range, or means nothing.
+    """
+
+    relative: Relative
+    """From ``relatives.find_relative``."""
+    sources: Sources
+    degradation: Degradation | None = None
+    """For S3Diff only."""
+    dtype: torch.dtype = torch.float16
+    """Of the weights that are written; they are merged in float32 before."""
+
+    def __post_init__(self) -> None:
+        """Check the degradation."""
+        relative, degradation = self.relative, self.degradation
+        if not relative.needs_degradation:
+            if degradation is not None:
+                raise OptionError(
+                    f"expected no --degradation: the weights of {relative.title} are the same for every image"
+                )
+            return
+        if degradation is None:
+            raise OptionError(
+                f"{relative.title} changes its weights with the blur and noise that it estimates in each image, and a"
+                " file holds one state. Give --degradation BLUR NOISE, each from 0 (none) to 1, for the images it is"
+                " meant for"
+            )
+        if not all(0.0 <= value <= 1.0 for value in degradation):
+            raise OptionError(f"expected blur and noise from 0 to 1, got {degradation[0]:g} and {degradation[1]:g}")
+
+    def words(self, part: str = "") -> dict[str, str]:
+        """Return what a new file says of itself, by the fields of its spec: title, license and source.
+
+        Args:
+            part: of ``Relative.parts``, for a UNet; the VAE says what the first one says.
+        """
+        title, relative, sources = self.relative.title, self.relative, self.sources
+        if self.degradation is not None:
+            title += f" at blur {self.degradation[0]:g}, noise {self.degradation[1]:g}"
+        source = (
+            f"{relative.source} ({sources.adapter.name}), merged into {relative.base}"
+            f" ({sources.unet.name}, {sources.vae.name})"
+        )
+        return {"title": f"{title} ({part} only)" if part else title, "license": relative.license, "source": source}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompts:
     """Embeddings that are stored in the UNet's file."""
@@ -65,7 +116,7 @@ def read_prompts(path: Path) -> Prompts:
     Raises:
         CheckpointError: the file cannot be read or has no such tensor.
     """
-    with _about(path):
+    with errors_about(path):
         header = read_header(path)
         names = [name for name in PROMPT_NAMES if name in header.tensors]
         if PROMPT_NAMES[0] not in names:
@@ -77,56 +128,33 @@ def read_prompts(path: Path) -> Prompts:
     return Prompts(found[PROMPT_NAMES[0]], found.get(PROMPT_NAMES[1]))
 
 
-def convert(
-    relative: Relative,
-    sources: Sources,
-    prompts: Prompts,
-    *,
-    folder: Path,
-    dtype: torch.dtype = torch.float16,
-    degradation: Degradation | None = None,
-) -> list[Path]:
+def convert(conversion: Conversion, prompts: Prompts, folder: Path, interrupt: Interrupt = NEVER) -> list[Path]:
     """Write a relative as GenDR's files and return them: the UNet, further UNets (PiSA-SR), the VAE.
 
-    Weights are merged in float32 and then rounded to ``dtype``. All files appear whole, or none does.
+    All files appear whole, or none does.
 
     Args:
-        relative: from ``relatives.find_relative``.
-        sources: what is read.
+        conversion: what is made of which files.
         prompts: what is stored with the UNet.
         folder: where to; it exists, and has no files of these names.
-        dtype: of the weights that are written.
-        degradation: for S3Diff only.
+        interrupt: asked between files that are read and between tensors that are merged.
 
     Raises:
         CheckpointError: a file cannot be read or written, or does not fit the others.
-        OptionError: the folder is missing, a file is in the way, or an option is missing.
+        OptionError: the folder is missing, or a file is in the way.
     """
-    _check_degradation(relative, degradation)
+    relative, adapter = conversion.relative, conversion.sources.adapter
     targets = _targets(relative, folder)
-    unet, vae = _read_bases(relative, sources, prompts)
-    with published_file(sources.adapter) as published:
-        with _about(sources.adapter):
+    bases = _read_bases(conversion, prompts, interrupt)
+    interrupt.check()
+    with published_file(adapter) as published:
+        interrupt.check()
+        with errors_about(adapter):
             check_published(published, relative)
-            merged = relative.merge(published, Bases(unet=unet.state, vae=vae.state), degradation)
-        _write(targets, merged, (unet, vae), dtype, _words(relative, degradation, sources))
+            unet, vae = bases
+            merged = relative.merge(published, Bases(unet=unet.state, vae=vae.state), conversion.degradation)
+        _write(targets, merged, bases, conversion, interrupt)
     return list(targets.values())
-
-
-def _check_degradation(relative: Relative, degradation: Degradation | None) -> None:
-    if not relative.needs_degradation:
-        if degradation is not None:
-            raise OptionError(
-                f"expected no --degradation: the weights of {relative.title} are the same for every image"
-            )
-        return
-    if degradation is None:
-        raise OptionError(
-            f"{relative.title} changes its weights with the blur and noise that it estimates in each image, and a file"
-            " holds one state. Give --degradation BLUR NOISE, each from 0 (none) to 1, for the images it is meant for"
-        )
-    if not all(0.0 <= value <= 1.0 for value in degradation):
-        raise OptionError(f"expected blur and noise from 0 to 1, got {degradation[0]:g} and {degradation[1]:g}")
 
 
 @contextmanager
@@ -144,7 +172,7 @@ def published_file(path: Path) -> Generator[Published]:
 
 
 def _published(target: Path, path: Path) -> Published:
-    with _about(path):
+    with errors_about(path):
         header = read_header(target)
         # Counters and the like are integers; nothing that is merged is.
         floats = [name for name, info in header.tensors.items() if info.dtype in READABLE_DTYPES]
@@ -182,13 +210,15 @@ def _candidates(path: Path, kind: str) -> Iterator[Path]:
         yield from (path / folder / file for file in FILES)
 
 
-def _read_bases(relative: Relative, sources: Sources, prompts: Prompts) -> tuple[UNetCheckpoint, VAECheckpoint]:
+def _read_bases(conversion: Conversion, prompts: Prompts, interrupt: Interrupt) -> tuple[UNetCheckpoint, VAECheckpoint]:
+    relative, sources = conversion.relative, conversion.sources
     unet_path, vae_path = find_weights(sources.unet, "unet"), find_weights(sources.vae, "vae")
     for path in (unet_path, vae_path):
-        with _about(path):
+        with errors_about(path):
             if METADATA_KEY in read_header(path).metadata:
                 raise CheckpointError(f"expected a file of {relative.base}, got one that is GenDR's already")
     skip, out = relative.coefficients
+    interrupt.check()
     unet = read_unet(
         unet_path,
         SpecOverrides(
@@ -203,6 +233,7 @@ def _read_bases(relative: Relative, sources: Sources, prompts: Prompts) -> tuple
             negative=prompts.negative,
         ),
     )
+    interrupt.check()
     vae = read_vae(vae_path, SpecOverrides(latent_scaling=LATENT_SCALING))
     for path, channels in (
         (sources.unet, unet.spec.arch.in_channels),
@@ -228,45 +259,30 @@ def _targets(relative: Relative, folder: Path) -> dict[str, Path]:
     return targets
 
 
-def _words(relative: Relative, degradation: Degradation | None, sources: Sources) -> dict[str, str]:
-    title = relative.title
-    if degradation is not None:
-        title += f" at blur {degradation[0]:g}, noise {degradation[1]:g}"
-    source = (
-        f"{relative.source} ({sources.adapter.name}), merged into {relative.base}"
-        f" ({sources.unet.name}, {sources.vae.name})"
-    )
-    return {"title": title, "license": relative.license, "source": source}
-
-
 def _write(
     targets: Mapping[str, Path],
     merged: Merged,
     bases: tuple[UNetCheckpoint, VAECheckpoint],
-    dtype: torch.dtype,
-    words: Mapping[str, str],
+    conversion: Conversion,
+    interrupt: Interrupt,
 ) -> None:
     """Write all files, or none."""
     unet, vae = bases
+    dtype = conversion.dtype
     with ExitStack() as undo:
         for path in targets.values():
             undo.callback(path.unlink, missing_ok=True)
+        # No name on what is rounded: the next network would be made beside it.
         for part, state in merged.unets.items():
-            title = f"{words['title']} ({part} only)" if part else words["title"]
-            spec = replace(unet.spec, **{**words, "title": title})
-            write_unet(targets[part], spec, _rounded(state, dtype), unet.positive, unet.negative)
-        write_vae(targets["vae"], replace(vae.spec, **words), _rounded(merged.vae, dtype))
+            spec = replace(unet.spec, **conversion.words(part))
+            write_unet(targets[part], spec, _rounded(state, dtype, interrupt), unet.positive, unet.negative)
+        write_vae(targets["vae"], replace(vae.spec, **conversion.words()), _rounded(merged.vae, dtype, interrupt))
         undo.pop_all()
 
 
-def _rounded(state: State, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.to(dtype) for name, tensor in state.items()}
-
-
-@contextmanager
-def _about(path: Path) -> Generator[None]:
-    """Put the file's name before every message that has none."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
+def _rounded(state: State, dtype: torch.dtype, interrupt: Interrupt) -> dict[str, Tensor]:
+    rounded: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        interrupt.check()
+        rounded[name] = tensor.to(dtype)
+    return rounded

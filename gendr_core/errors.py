@@ -1,8 +1,12 @@
 """The errors that users see, one small tree under ``GenDRError``.
 
 Role: the bottom of the house; every layer may raise these. Each message says what was expected, what came and
-what to change, in the words of the command line and the nodes.
+what to change, in the words of the command line and the nodes; ``errors_about`` adds of which file.
 """
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class GenDRError(Exception):
@@ -31,3 +35,16 @@ class HubError(GenDRError):
 
 class OutOfMemoryError(GenDRError, MemoryError):
     """The work does not fit in the memory that there is, however it is divided."""
+
+
+@contextmanager
+def errors_about(path: Path) -> Generator[None]:
+    """Put the file's name before what a ``CheckpointError`` says; not its folder, which may tell more than is wanted.
+
+    Raises:
+        CheckpointError: the block raised one.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error

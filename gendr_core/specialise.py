@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
-from .nets.attention import Attention, FeedForward, FrameAttention, SpatialTransformer, TransformerBlock
+from .nets.attention import Attention, FrameAttention, SpatialTransformer, TransformerBlock
 from .nets.layers import ResnetBlock, Upsample, layers_of
 from .nets.unet import timestep_features
 from .spec import Fold, ModelSpec
 
 Layer = TypeVar("Layer", bound=nn.Module)
-
 
 Steps = dict[Fold, Callable[[], None]]
 
@@ -174,12 +173,8 @@ def _fold_feed_forward(network: UNet) -> None:
         weight = _wide(out.weight)
         joined = torch.cat([weight, weight @ _wide(back.weight)], dim=1)
         transformer.proj_out = _linear(network.operations, joined, weight @ _wide(_bias(back)) + _wide(_bias(out)))
-        _remove_back(last.ff)
+        last.ff.net = nn.ModuleList([last.ff.gate])
         last.joined = True
-
-
-def _remove_back(feed_forward: FeedForward) -> None:
-    feed_forward.net = nn.ModuleList([feed_forward.gate])
 
 
 def _fold_scaling(network: UNet, spec: ModelSpec) -> None:
@@ -200,7 +195,7 @@ def _fold_quant_convolutions(network: VAE) -> None:
     weight, bias = _wide(out.weight), _wide(_bias(out))
     if before is not None:
         mixing = _wide(before.weight)[:channels, :, 0, 0]
-        weight, bias = _mixed(mixing, weight), mixing @ bias + _wide(_bias(before))[:channels]
+        weight, bias = torch.einsum("po,oikl->pikl", mixing, weight), mixing @ bias + _wide(_bias(before))[:channels]
     network.encoder.conv_out = _convolution(network.operations, weight[:channels], bias[:channels], padding=1)
     entry = network.decoder.conv_in
     weight = _wide(entry.weight)
@@ -238,11 +233,6 @@ def _after_norm(norm: nn.Module, layers: list[nn.Linear], operations: Operations
         added = weight @ shift
         folded.append(_linear(operations, weight * scale, added if bias is None else added + bias))
     return folded
-
-
-def _mixed(mixing: Tensor, weight: Tensor) -> Tensor:
-    """Return a 1x1 convolution [C', C] after a 3x3 one [C, C_in, 3, 3], as one."""
-    return torch.einsum("po,oikl->pikl", mixing, weight)
 
 
 def _plain_group_norm(norm: nn.GroupNorm) -> nn.GroupNorm:

@@ -9,8 +9,7 @@ the end. The embedding is the hidden state after 23 of the 24 layers of OpenCLIP
 
 import importlib.util
 import json
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import SpecOverrides, inspect, read_unet, write_unet
-from .errors import CheckpointError, OptionError
+from .errors import CheckpointError, OptionError, errors_about
 from .header import PICKLE_SUFFIXES, Shape, read_header
 from .layouts import PROMPT_NAMES
 from .spec import ModelSpec
-from .tensorfile import SUFFIXES, check_dtypes, read_tensors, write_tensors
+from .tensorfile import check_dtypes, read_tensors, write_tensors
 from .textfile import SD2, Piece, TextArch, locate_encoder
 from .vocabulary import VOCABULARY, holds_vocabulary, tokenize
 
@@ -160,7 +159,7 @@ def _load(path: Path, arch: TextArch) -> nn.Module:
 
 def _locate(path: Path, arch: TextArch) -> tuple[dict[str, Piece], dict[str, Shape]]:
     """Return where the encoder's tensors lie in a file, and the shapes of those that it lies in."""
-    with _about(path):
+    with errors_about(path):
         header = read_header(path)
         pieces = locate_encoder(header.shapes, arch)
         sources = {piece.source for piece in pieces.values()}
@@ -171,22 +170,13 @@ def _locate(path: Path, arch: TextArch) -> tuple[dict[str, Piece], dict[str, Sha
 def _read_encoder(path: Path, arch: TextArch) -> dict[str, Tensor]:
     """Return the encoder's weights in float32 under the names of transformers."""
     pieces, shapes = _locate(path, arch)
-    with _about(path):
+    with errors_about(path):
         stored = read_tensors(path, {source: source for source in shapes}, shapes)
     return {name: _cut(stored[source], third).float().contiguous() for name, (source, third) in pieces.items()}
 
 
 def _cut(tensor: Tensor, third: int | None) -> Tensor:
     return tensor if third is None else tensor.chunk(3)[third]
-
-
-@contextmanager
-def _about(path: Path) -> Generator[None]:
-    """Put the file's name before every message."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
 
 
 def write_prompts(path: Path, prompts: tuple[Tensor, Tensor], texts: tuple[str, str]) -> None:
@@ -201,7 +191,7 @@ def write_prompts(path: Path, prompts: tuple[Tensor, Tensor], texts: tuple[str, 
         CheckpointError: the file cannot be written.
     """
     words = json.dumps(dict(zip(("positive", "negative"), texts, strict=True)))
-    with _about(path):
+    with errors_about(path):
         write_tensors(path, dict(zip(PROMPT_NAMES, prompts, strict=True)), {TEXTS_KEY: words})
 
 
@@ -242,17 +232,3 @@ def write_model(source: Path, target: Path, prompts: tuple[Tensor, Tensor]) -> N
         state = {name: tensor.clone() for name, tensor in state.items()}
         found.state.clear()
     write_unet(target, found.spec, state, positive, negative)
-
-
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Check where to write before the work begins.
-
-    Raises:
-        OptionError: the name is not that of a .safetensors file, its folder is missing, or it is taken.
-    """
-    if path.suffix not in SUFFIXES:
-        raise OptionError(f"expected a name that ends in {' or '.join(SUFFIXES)}, got {path.name!r}")
-    if not path.parent.is_dir():
-        raise OptionError(f"expected a folder to write to, found none at {path.parent}: make it first")
-    if path.exists() and not overwrite:
-        raise OptionError(f"{path.name} exists already: choose another name, or --overwrite")

@@ -15,16 +15,17 @@ from uuid import uuid4
 import torch
 
 from ..gendr_core.checkpoint import SUFFIXES, inspect
-from ..gendr_core.convert import Prompts, Sources, convert, read_prompts
+from ..gendr_core.convert import Conversion, Prompts, convert, read_prompts
 from ..gendr_core.errors import CheckpointError, OptionError
-from ..gendr_core.relatives import RELATIVES, Degradation, Relative
+from ..gendr_core.relatives import RELATIVES, Relative
+from ..gendr_core.tensorfile import READABLE_DTYPES
 from .folders import output_path
 
 if TYPE_CHECKING:
-    from ..gendr_core.host import Host
+    from ..gendr_core.host import Host, Interrupt
 
-DTYPES = {"fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16), "fp32": ("F32", torch.float32)}
-"""By the widget's value: the name in a file, and torch's."""
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""By the widget's value."""
 STEPS = 3
 """Of progress: converted, in place, loaded."""
 
@@ -33,13 +34,9 @@ STEPS = 3
 class Job:
     """What the node is asked for."""
 
-    relative: Relative
-    sources: Sources
+    conversion: Conversion
     prompts: Prompts | None
     """None where nothing is connected, which is enough for files that are there already."""
-    degradation: Degradation | None
-    dtype: str
-    """A key of ``DTYPES``."""
     targets: tuple[Path, ...]
     """Where the UNets go, in the order of the relative's parts, and last the VAE."""
 
@@ -71,28 +68,24 @@ def exists(job: Job) -> bool:
     missing = [path.name for path in job.targets if path not in there]
     if missing:
         raise OptionError(f"found {there[0].name} without {', '.join(missing)}: {advice}")
-    for path, title in zip(job.targets, _titles(job), strict=True):
-        other = _difference(path, title, job)
+    for path, part in zip(job.targets, (*job.conversion.relative.parts, ""), strict=True):
+        other = _difference(path, part, job)
         if other is not None:
             raise OptionError(f"{path.name} is there already and has {other}: {advice}")
     return True
 
 
-def _titles(job: Job) -> list[str]:
-    title = job.relative.title
-    if job.degradation is not None:
-        title += f" at blur {job.degradation[0]:g}, noise {job.degradation[1]:g}"
-    return [*(f"{title} ({part} only)" if part else title for part in job.relative.parts), title]
-
-
-def _difference(path: Path, title: str, job: Job) -> str | None:
+def _difference(path: Path, part: str, job: Job) -> str | None:
     """Return in what a file differs from what the job would write, or None."""
-    report = inspect(path)
-    if report.spec is None or report.spec.title != title or not report.spec.source.startswith(job.relative.source):
+    report, words = inspect(path), job.conversion.words(part)
+    if report.spec is None or report.spec.title != words["title"]:
         found = "something unknown" if report.spec is None else report.spec.title or "something without a title"
-        return f"{found} in it, not {title}"
-    if report.dtypes[0] != DTYPES[job.dtype][0]:
-        return f"weights in {report.dtypes[0]}, not {DTYPES[job.dtype][0]}"
+        return f"{found} in it, not {words['title']}"
+    if report.spec.source != words["source"]:
+        return f"{words['title']} of other files in it ({report.spec.source or 'unknown ones':.300})"
+    if READABLE_DTYPES.get(report.dtypes[0]) != job.conversion.dtype:
+        wanted = next(name for name, dtype in READABLE_DTYPES.items() if dtype == job.conversion.dtype)
+        return f"weights in {report.dtypes[0]}, not {wanted}"
     if job.prompts is None or path == job.targets[-1]:
         return None
     stored = read_prompts(path)
@@ -114,8 +107,9 @@ def write(job: Job, host: "Host") -> None:
             "expected a positive prompt to store with the model, got none: connect CLIP Text Encode with an SD2.x CLIP;"
             " its text may be empty"
         )
-    if job.prompts.negative is None and job.relative.guidance != 1.0:
-        raise OptionError(f"{job.relative.title} runs with guidance: connect a negative prompt, too")
+    relative = job.conversion.relative
+    if job.prompts.negative is None and relative.guidance != 1.0:
+        raise OptionError(f"{relative.title} runs with guidance: connect a negative prompt, too")
     for path in job.targets:
         _check_replaceable(path)
     folder = job.targets[0].parent
@@ -123,18 +117,9 @@ def write(job: Job, host: "Host") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Beside its targets: on the same disk, which has to have the room in any case.
         with TemporaryDirectory(prefix=".gendr-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            host.interrupt.check()
-            written = convert(
-                job.relative,
-                job.sources,
-                job.prompts,
-                folder=Path(temporary),
-                dtype=DTYPES[job.dtype][1],
-                degradation=job.degradation,
-            )
-            host.interrupt.check()
+            written = convert(job.conversion, job.prompts, Path(temporary), host.interrupt)
             host.progress.update(1, STEPS)
-            _place(written, job.targets)
+            _place(written, job.targets, host.interrupt)
             host.progress.update(2, STEPS)
     except OSError as error:
         raise CheckpointError(
@@ -149,11 +134,12 @@ def _check_replaceable(path: Path) -> None:
         raise OptionError(f"{path.name} is there and no result of a conversion: choose another name")
 
 
-def _place(written: list[Path], targets: tuple[Path, ...]) -> None:
+def _place(written: list[Path], targets: tuple[Path, ...], interrupt: "Interrupt") -> None:
     """Move files to their places; those of earlier conversions are replaced once all of the new ones are there."""
     with ExitStack() as undo:
         waiting: list[Path] = []
         for source, target in zip(written, targets, strict=True):
+            interrupt.check()
             target.parent.mkdir(parents=True, exist_ok=True)
             # Of no suffix that the host lists; the VAE's folder may be on another disk.
             waiting.append(target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp"))

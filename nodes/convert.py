@@ -4,20 +4,19 @@ Role: stands in for ``loaders`` where the weights are still another restorer's. 
 ``conversion`` does it.
 """
 
-import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ..gendr_core.convert import Prompts, Sources
-from ..gendr_core.errors import CheckpointError, OptionError
+from ..gendr_core.convert import Conversion, Prompts, Sources
+from ..gendr_core.errors import OptionError, errors_about
 from ..gendr_core.header import read_header
 from ..gendr_core.relatives import RELATIVES, Relative, find_relative
 from .conversion import DTYPES, STEPS, Job, exists, targets_of, write
 from .folders import base_files, base_path, named_after, published_files, published_path
 from .host import host_for, load_hosted_unet, load_hosted_vae
-from .prompt import SD2_WIDTH, embedding
+from .prompt import SD2_WIDTH, embedding, of_one_length
 from .sockets import GenDRModel, node_schema
 from .widgets import advanced
 
@@ -114,7 +113,7 @@ class Convert(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, unet: str, vae_file: str, **others: object) -> str:
-        """Return a text that changes with the files that are read, so that replaced ones are converted again."""
+        """Return a text that changes with the files that are read, so that the node runs again when one is replaced."""
         del others
         sources = _sources(file, unet, vae_file)
         found = (path.stat() for path in (sources.adapter, sources.unet, sources.vae))
@@ -137,12 +136,15 @@ class Convert(io.ComfyNode):
     ) -> io.NodeOutput:
         """Convert what is not there yet, and load it."""
         whose, sources = _relative(file, relative), _sources(file, unet, vae_file)
-        job = Job(
+        conversion = Conversion(
             relative=whose,
             sources=sources,
-            prompts=_prompts(positive, negative, sources.unet),
             degradation=(blur, noise) if whose.needs_degradation else None,
-            dtype=dtype,
+            dtype=DTYPES[dtype],
+        )
+        job = Job(
+            conversion=conversion,
+            prompts=_prompts(positive, negative, sources.unet),
             targets=targets_of(whose, name.strip() or PurePath(file).stem),
         )
         host = host_for()
@@ -178,16 +180,11 @@ def _prompts(positive: "Conditioning | None", negative: "Conditioning | None", u
     wanted = embedding("positive", positive, width)
     if negative is None:
         return Prompts(wanted, None)
-    unwanted = embedding("negative", negative, width)
-    # Repeated as a whole, a prompt says the same (see ``prompt``).
-    tokens = math.lcm(len(wanted), len(unwanted))
-    return Prompts(wanted.repeat(tokens // len(wanted), 1), unwanted.repeat(tokens // len(unwanted), 1))
+    return Prompts(*of_one_length(wanted, embedding("negative", negative, width)))
 
 
 def _prompt_width(unet: "Path") -> int:
-    try:
+    with errors_about(unet):
         shapes = read_header(unet).shapes
-    except CheckpointError as error:
-        raise CheckpointError(f"{unet.name}: {error}") from error
     # In every layout of UNets. Where there is none, the file is no UNet, and reading it says so.
     return next((shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), SD2_WIDTH)

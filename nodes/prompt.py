@@ -69,11 +69,22 @@ class FixPrompt(io.ComfyNode):
         wanted = unet.prompt(embedding("positive", positive, width))
         unwanted = unet.negative if negative is None else unet.prompt(embedding("negative", negative, width))
         if unwanted is not None:
-            # Both go through the network together. A softmax over keys of which each comes n times is the same as one
-            # over each once, so prompts may be repeated as a whole.
-            tokens = math.lcm(len(wanted), len(unwanted))
-            wanted, unwanted = (prompt.repeat(tokens // len(prompt), 1) for prompt in (wanted, unwanted))
+            wanted, unwanted = of_one_length(wanted, unwanted)
         return io.NodeOutput(replace(model, unet=replace(unet, positive=wanted, negative=unwanted)))
+
+
+def of_one_length(positive: "Tensor", negative: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Return both prompts with as many tokens as the other, since they go through the network together.
+
+    A softmax over keys of which each comes n times is the same as one over each once, so prompts may be repeated as a
+    whole.
+
+    Args:
+        positive: [tokens, width].
+        negative: likewise, with tokens of its own number.
+    """
+    tokens = math.lcm(len(positive), len(negative))
+    return positive.repeat(tokens // len(positive), 1), negative.repeat(tokens // len(negative), 1)
 
 
 def embedding(name: str, given: "Conditioning", width: int) -> "Tensor":

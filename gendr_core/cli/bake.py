@@ -21,9 +21,8 @@ from ..errors import CheckpointError, OptionError
 from ..image_io import read_image
 from ..model import load_unet, load_vae, resolve_weights
 from ..pipeline import restore
-from ..spec import SPATIAL_FACTOR, ModelSpec
-from ..text import check_target
-from .files import images_in
+from ..spec import ModelSpec
+from .files import check_weight_target, images_in
 from .options import add_common_options, choose_device, choose_vae
 
 SUMMARY = (
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> bool:
         ImageError: there are no photos, or one cannot be read.
     """
     source, target = resolve_weights(options.file), options.output
-    check_target(target, overwrite=options.overwrite)
+    check_weight_target(target, overwrite=options.overwrite)
     before = inspect(source)
     spec = before.spec
     if spec is None:
@@ -150,7 +149,8 @@ def _coded(path: Path, images: Mapping[str, Tensor], device: torch.device) -> li
     results: list[Tensor] = []
     for image in images.values():
         _, height, width, _ = image.shape
-        padded = F.pad(image.movedim(3, 1), (0, -width % SPATIAL_FACTOR, 0, -height % SPATIAL_FACTOR), mode="replicate")
+        cell_px = network.arch.spatial_factor
+        padded = F.pad(image.movedim(3, 1), (0, -width % cell_px, 0, -height % cell_px), mode="replicate")
         with torch.inference_mode():
             pixels = network.decode(network.encode(padded.to(device) * 2.0 - 1.0))
         results.append((pixels.movedim(1, 3)[:, :height, :width].cpu() * 0.5 + 0.5).clamp(0.0, 1.0))

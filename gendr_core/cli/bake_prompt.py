@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import OptionError
 from ..model import resolve_weights
-from ..text import check_model, check_target, encode_texts, find_encoder, write_model, write_prompts
+from ..text import check_model, encode_texts, find_encoder, write_model, write_prompts
+from .files import check_weight_target
 from .options import add_common_options
 
 SUMMARY = "Compute prompt embeddings with the text encoder of SD2.x, for gendr convert or straight into a UNet file."
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> bool:
     """
     texts: tuple[str, str] = (options.positive, options.negative)
     target: Path = options.output
-    check_target(target, overwrite=options.overwrite)
+    check_weight_target(target, overwrite=options.overwrite)
     model = None if options.into is None else resolve_weights(options.into)
     if model is not None:
         check_model(model)

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..convert import Sources, convert, read_prompts
+from ..convert import Conversion, Sources, convert, read_prompts
 from ..relatives import REFUSED, RELATIVES, find_relative
 from .options import DTYPES, add_common_options
 
@@ -56,14 +56,13 @@ def run(options: argparse.Namespace) -> bool:
         CheckpointError: a file cannot be read or written, or does not fit the others.
     """
     relative = find_relative(options.relative)
-    written = convert(
-        relative,
-        Sources(adapter=Path(options.adapter), unet=Path(options.unet), vae=Path(options.vae)),
-        read_prompts(Path(options.prompt)),
-        folder=Path(options.output),
-        dtype=DTYPES[options.dtype],
+    conversion = Conversion(
+        relative=relative,
+        sources=Sources(adapter=Path(options.adapter), unet=Path(options.unet), vae=Path(options.vae)),
         degradation=None if options.degradation is None else tuple(options.degradation),
+        dtype=DTYPES[options.dtype],
     )
+    written = convert(conversion, read_prompts(Path(options.prompt)), Path(options.output))
     files = [str(path) for path in written]
     print(json.dumps({"relative": relative.key, "files": files}, indent=2) if options.json else "\n".join(files))
     return True

@@ -1,6 +1,6 @@
 """Which files a run reads and writes, settled and checked before any work begins.
 
-Role: used by ``restore`` and ``evaluate``; ``image_io`` does the reading and writing.
+Role: used by ``restore`` and ``evaluate``, whose images ``image_io`` reads and writes, and where weights are baked.
 """
 
 import glob
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
+from ..checkpoint import SUFFIXES
 from ..errors import ImageError, OptionError
 from ..image_io import BIT_DEPTHS, WITHOUT_ALPHA
 from ..samples import BitDepth
@@ -117,6 +118,20 @@ def check_targets(targets: Iterable[Path], *, overwrite: bool) -> None:
     if existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise OptionError(f"expected new files to write, but {existing[0]}{more} exists: add --overwrite")
+
+
+def check_weight_target(target: Path, *, overwrite: bool) -> None:
+    """Check that a weight file can be written under the name ``target``.
+
+    Raises:
+        OptionError: the name is not that of a .safetensors file, its folder is missing, or it is taken.
+    """
+    if target.suffix not in SUFFIXES:
+        raise OptionError(f"expected a name that ends in {' or '.join(SUFFIXES)}, got {target.name!r}")
+    if not target.parent.is_dir():
+        raise OptionError(f"expected a folder to write to, found none at {target.parent}: make it first")
+    if target.exists() and not overwrite:
+        raise OptionError(f"{target.name} exists already: choose another name, or --overwrite")
 
 
 def check_format(target: Path, bit_depth: BitDepth | None) -> None:

@@ -1,8 +1,10 @@
-"""Tiny networks as fixtures, shared by the tests of the stages."""
+"""Tiny networks for the tests of the stages, and a recorder for those of graphs."""
 
 import pytest
 from networks import tiny_unet, tiny_vae
+from recorder import Passes, Recorder
 
+from gendr_core.graphs import GraphCache
 from gendr_core.model import GenDRUNet, GenDRVAE
 
 
@@ -22,3 +24,15 @@ def pixel_unet() -> GenDRUNet:
 def vae() -> GenDRVAE:
     """A VAE with 4 latent channels and 8 pixels per cell."""
     return tiny_vae()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """What records on the processor."""
+    return Recorder()
+
+
+@pytest.fixture
+def passes(recorder: Recorder) -> Passes:
+    """Passes through a cache of that recorder."""
+    return Passes(GraphCache(recorder))

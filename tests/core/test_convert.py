@@ -17,14 +17,16 @@ from relative_files import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stopping import Stopping
 from weightfiles import assert_same
 
 from gendr_core import convert as module
 from gendr_core.checkpoint import read_unet, read_vae
-from gendr_core.convert import Sources, convert, find_weights, published_file, read_prompts
+from gendr_core.convert import Conversion, Sources, convert, find_weights, published_file, read_prompts
 from gendr_core.errors import CheckpointError, GenDRError, OptionError
+from gendr_core.host import NEVER, Interrupt
 from gendr_core.pickled_child import read
-from gendr_core.relatives import REFUSED, RELATIVES, find_relative
+from gendr_core.relatives import find_relative
 from gendr_core.spec import alpha_bar, one_step_coefficients
 
 Convert = Callable[..., list[Path]]
@@ -48,11 +50,18 @@ def run(base: Path, folder: Path) -> Convert:
     """Convert a file of ``folder``, by default OSEDiff's with the diffusers folder; the result goes to "out"."""
     (folder / "out").mkdir()
 
-    def call(key: str = "osediff", adapter: str = "osediff.safetensors", **options: object) -> list[Path]:
+    def call(
+        key: str = "osediff",
+        adapter: str = "osediff.safetensors",
+        *,
+        interrupt: Interrupt = NEVER,
+        **options: object,
+    ) -> list[Path]:
         unet, vae = (Path(str(options.pop(kind, base))) for kind in ("unet", "vae"))
         given = read_prompts(Path(str(options.pop("prompt", base / "prompts.safetensors"))))
         sources = Sources(adapter=folder / adapter, unet=unet, vae=vae)
-        return convert(find_relative(key), sources, given, folder=folder / "out", **options)  # type: ignore[arg-type]
+        conversion = Conversion(relative=find_relative(key), sources=sources, **options)  # type: ignore[arg-type]
+        return convert(conversion, given, folder / "out", interrupt)
 
     return call
 
@@ -91,23 +100,6 @@ def test_every_pickled_file_holds_what_its_safetensors_hold(tmp_path: Path, key:
     assert_same(tensors, load_file(write_published(again, key)))
     with published_file(again) as published:
         assert published.values == values
-
-
-@pytest.mark.parametrize(
-    ("key", "timestep", "coefficients", "guidance"),
-    [
-        ("osediff", 999, (14.648814, -14.614641), 1.0),
-        ("pisa-sr", 1, (1.0, -1.0), 1.0),
-        ("hypir-sd2", 200, (1.151869, -0.571666), 1.0),
-        ("s3diff", 999, (14.648814, -14.614641), 1.07),
-    ],
-)
-def test_the_numbers_are_those_of_the_publications(
-    key: str, timestep: int, coefficients: tuple[float, float], guidance: float
-) -> None:
-    relative = find_relative(key)
-    assert (relative.timestep, relative.guidance) == (timestep, guidance)
-    assert relative.coefficients == pytest.approx(coefficients, abs=1e-6)
 
 
 def test_pisa_sr_keeps_its_two_strengths_as_two_unets_and_leaves_the_vae(run: Convert, folder: Path) -> None:
@@ -238,22 +230,20 @@ def test_a_failure_after_the_first_file_leaves_none(
     assert list((folder / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("refused", REFUSED, ids=lambda one: one.key)
-def test_a_relative_that_cannot_be_had_is_refused_by_name(refused: object) -> None:
-    title, key, reason = (getattr(refused, name) for name in ("title", "key", "reason"))
-    with pytest.raises(OptionError) as raised:
-        find_relative(key.upper().replace("-", "_"))
-    assert str(raised.value) == f"{title} cannot be converted: {reason}"
-
-
-@pytest.mark.parametrize("relative", RELATIVES, ids=lambda one: one.key)
-def test_a_relative_is_found_by_title_and_key(relative: object) -> None:
-    assert find_relative(relative.title) is find_relative(relative.key) is relative  # type: ignore[attr-defined]
-
-
-def test_an_unknown_relative_names_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="expected one of osediff, pisa-sr, hypir-sd2, s3diff, got 'seesr'"):
-        find_relative("seesr")
+def test_stopped_between_two_tensors_nothing_is_left(run: Convert, folder: Path) -> None:
+    counting = Stopping()
+    files = run(interrupt=counting)
+    num_tensors = len(read_unet(files[0]).state) + len(read_vae(files[1]).state)
+    assert counting.asked > num_tensors
+    for path in files:
+        path.unlink()
+    # The last ones with the UNet's file in place.
+    for at in (1, 2, 3, 4, 5, counting.asked // 2, counting.asked - 1, counting.asked):
+        stopping = Stopping(at)
+        with pytest.raises(InterruptedError):
+            run(interrupt=stopping)
+        assert stopping.asked == at
+        assert list((folder / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(

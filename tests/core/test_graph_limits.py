@@ -9,18 +9,6 @@ from gendr_core.host import Meter
 from gendr_core.plan import DEFAULT_PLAN
 
 
-@pytest.fixture
-def recorder() -> Recorder:
-    """What records on the processor."""
-    return Recorder()
-
-
-@pytest.fixture
-def passes(recorder: Recorder) -> Passes:
-    """Passes through a cache of that recorder."""
-    return Passes(GraphCache(recorder))
-
-
 def test_beyond_their_number_the_one_not_used_for_longest_goes(recorder: Recorder) -> None:
     passes = Passes(GraphCache(recorder, most_graphs=2))
     for size in (3, 3, 4, 4, 3, 5, 5):

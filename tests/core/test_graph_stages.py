@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from networks import seeded, tiny_unet, tiny_vae
-from recorder import Passes, Recorder, Stop, noise
+from recorder import Recorder, Stop, noise
 from torch import Tensor, nn
 
 from gendr_core import graphs
@@ -26,18 +26,6 @@ from gendr_core.pipeline import restore
 from gendr_core.plan import DEFAULT_PLAN, StagePlan, band_sizes
 from gendr_core.spec import UNET_FOLDS, VAE_FOLDS
 from gendr_core.step import one_step
-
-
-@pytest.fixture
-def recorder() -> Recorder:
-    """What records on the processor."""
-    return Recorder()
-
-
-@pytest.fixture
-def passes(recorder: Recorder) -> Passes:
-    """Passes through a cache of that recorder."""
-    return Passes(GraphCache(recorder))
 
 
 def test_off_is_off_and_used_ends_with_its_block(recorder: Recorder) -> None:

@@ -16,18 +16,6 @@ from gendr_core.plan import DEFAULT_PLAN, StagePlan, Tiles, band_sizes
 WINDOWLESS = replace(DEFAULT_PLAN, windows=None)
 
 
-@pytest.fixture
-def recorder() -> Recorder:
-    """What records on the processor."""
-    return Recorder()
-
-
-@pytest.fixture
-def passes(recorder: Recorder) -> Passes:
-    """Passes through a cache of that recorder."""
-    return Passes(GraphCache(recorder))
-
-
 def test_the_second_pass_of_a_size_is_recorded_and_the_next_are_replayed(passes: Passes, recorder: Recorder) -> None:
     counts = [(passes.run(), recorder.captures, recorder.replays)[1:] for _ in range(4)]
     assert counts == [(0, 0), (1, 1), (1, 2), (1, 3)]

@@ -15,7 +15,6 @@ from gendr_core.errors import CheckpointError, OptionError
 from gendr_core.text import (
     EncoderFiles,
     check_model,
-    check_target,
     encode_texts,
     find_encoder,
     write_model,
@@ -199,17 +198,3 @@ def test_a_model_of_another_width_is_refused_before_anything_is_encoded(tmp_path
         check_model(path)
     with pytest.raises(CheckpointError, match=r"expected a UNet .* got a text encoder"):
         check_model(write_state(tmp_path / "clip.safetensors", openclip_state(clip())))
-
-
-def test_targets_are_checked(tmp_path: Path) -> None:
-    path = tmp_path / "prompt.safetensors"
-    check_target(path, overwrite=False)
-    path.touch()
-    check_target(path, overwrite=True)
-    for wrong, message in (
-        (path, r"prompt\.safetensors exists already: .* --overwrite"),
-        (tmp_path / "prompt.pt", r"expected a name that ends in \.safetensors or \.sft, got 'prompt\.pt'"),
-        (tmp_path / "nowhere" / path.name, "expected a folder to write to, found none at"),
-    ):
-        with pytest.raises(OptionError, match=message):
-            check_target(wrong, overwrite=False)

@@ -12,10 +12,12 @@ from comfy_stub import InterruptedByUserError
 from pack import Pack
 from safetensors.torch import load_file, save_file
 
-from gendr_core.convert import Sources, convert, read_prompts
+from gendr_core.convert import Conversion, Sources, convert, read_prompts
 from gendr_core.relatives import find_relative
 
 PUBLISHED = {"osediff": "osediff.pkl", "pisa-sr": "pisa_sr.pkl", "hypir-sd2": "HYPIR_sd2.pth", "s3diff": "s3diff.pkl"}
+OURS = (("diffusion_models", "mine-unet.safetensors"), ("vae", "mine-vae.safetensors"))
+"""Folders and names of what is converted under the name "mine"."""
 BLUR, NOISE = relative_files.DEGRADATION
 
 
@@ -24,31 +26,6 @@ def inference_mode() -> Iterator[None]:
     """As ComfyUI runs nodes."""
     with torch.inference_mode():
         yield
-
-
-@pytest.fixture
-def models(loaded_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A models folder of this test alone, with the base and OSEDiff's file as safetensors."""
-    host: Any = sys.modules["folder_paths"]
-    for folder in ("gendr", "loras", "diffusion_models", "vae", "checkpoints"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.setattr(host, "get_filename_list", lambda key: sorted(path.name for path in (tmp_path / key).glob("*")))
-    monkeypatch.setattr(host, "get_folder_paths", lambda key: [str(tmp_path / "unet"), str(tmp_path / key)])
-    monkeypatch.setattr(
-        host,
-        "get_full_path",
-        lambda key, name: str(tmp_path / key / name) if (tmp_path / key / name).is_file() else None,
-    )
-    # The stub has no VAE class for the host's own side of a VAE; tests/host loads it in full.
-    monkeypatch.setattr(
-        sys.modules[loaded_pack.nodes["GenDR_Convert"].__module__],
-        "load_hosted_vae",
-        lambda name: loaded_pack.host.load_vae(loaded_pack.host.weight_path("vae", name)),
-    )
-    save_file(relative_files.base_unet(), tmp_path / "diffusion_models" / "base.safetensors")
-    save_file(relative_files.base_vae(), tmp_path / "vae" / "base-vae.safetensors")
-    relative_files.write_published(tmp_path / "gendr" / "osediff.safetensors", "osediff")
-    return tmp_path
 
 
 def conditioning(which: str) -> list[Any]:
@@ -88,13 +65,12 @@ def test_each_relative_becomes_what_the_command_line_makes_of_it(
     folder.mkdir()
     unet, vae, prompts = relative_files.write_bases(tmp_path / "bases")
     found = find_relative(relative)
-    expected = convert(
-        found,
-        Sources(adapter=models / "gendr" / PUBLISHED[relative], unet=unet, vae=vae),
-        read_prompts(prompts),
-        folder=folder,
+    conversion = Conversion(
+        relative=found,
+        sources=Sources(adapter=models / "gendr" / PUBLISHED[relative], unet=unet, vae=vae),
         degradation=relative_files.DEGRADATION if found.needs_degradation else None,
     )
+    expected = convert(conversion, read_prompts(prompts), folder)
     names = [path.name.replace(relative, "mine", 1) for path in expected]
     assert output.args[2] == output.ui.value == "\n".join(names)
     assert written(models) == sorted(names)
@@ -139,6 +115,27 @@ def test_what_comes_from_other_inputs_is_told_apart(
     run(pack)
     with pytest.raises(ValueError, match=expected):
         run(pack, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "other"),
+    [
+        ({"file": "osediff.safetensors"}, "gendr/osediff-2.safetensors"),
+        ({"unet": "base.safetensors"}, "diffusion_models/base-2.safetensors"),
+        ({"vae_file": "base-vae.safetensors"}, "vae/base-vae-2.safetensors"),
+    ],
+)
+def test_an_older_conversion_of_other_files_is_not_loaded_for_these(
+    pack: Pack, models: Path, inputs: dict[str, str], other: str
+) -> None:
+    ((which, name),) = inputs.items()
+    (models / other).write_bytes((models / other).with_name(name).read_bytes())
+    run(pack, name="mine")
+    found = rf"mine-unet\.safetensors is there already and has OSEDiff of other files in it \(.*{name}.*\): switch over"
+    with pytest.raises(ValueError, match=found):
+        run(pack, name="mine", **{which: Path(other).name})
+    run(pack, name="mine", **{which: Path(other).name}, overwrite=True)
+    assert run(pack, name="mine", **{which: Path(other).name}, positive=None).args[2].startswith("mine-unet")
 
 
 def test_s3diff_is_there_for_one_degradation(pack: Pack, models: Path) -> None:
@@ -225,12 +222,18 @@ def test_a_file_of_another_name_needs_to_be_told_whose_it_is(pack: Pack, models:
     assert run(pack, file="model_1.safetensors", relative="osediff").args[2].startswith("model_1-unet.safetensors")
 
 
-def test_cancelled_before_the_end_nothing_is_left(pack: Pack, models: Path) -> None:
-    for check in (1, 2):
+def test_cancelled_between_two_tensors_or_files_only_what_was_there_is_left(pack: Pack, models: Path) -> None:
+    run(pack, name="mine")
+    before = {name: (models / folder / name).read_bytes() for folder, name in OURS}
+    tensors = sum(len(load_file(models / folder / name)) for folder, name in OURS)
+    num_checks = pack.record.checks
+    assert num_checks >= tensors
+    for check in (1, 2, num_checks // 2, num_checks - 1, num_checks):
         pack.record.checks, pack.record.cancel_at_check = 0, check
         with pytest.raises(InterruptedByUserError):
-            run(pack)
-        assert written(models) == []
+            run(pack, name="mine", positive=conditioning("negative"), overwrite=True)
+        assert written(models) == sorted(before)
+    assert before == {name: (models / folder / name).read_bytes() for folder, name in OURS}
 
 
 def test_a_disk_that_refuses_leaves_nothing_and_says_what_to_do(
@@ -248,34 +251,6 @@ def test_a_disk_that_refuses_leaves_nothing_and_says_what_to_do(
     with pytest.raises(ValueError, match=r"cannot be written to diffusion_models: No space left on device\. Make room"):
         run(pack)
     assert written(models) == []
-
-
-def test_listing_takes_folders_suffixes_and_names_and_opens_nothing(
-    pack: Pack, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("gendr/a.PKL", "gendr/b.pth", "gendr/notes.txt", "gendr/c.ckpt", "loras/style.safetensors"):
-        (models / name).write_bytes(b"")
-    for name in (
-        "loras/PiSA_SR.pkl",
-        "loras/osediff.safetensors",
-        "checkpoints/sd21.safetensors",
-        "checkpoints/x.ckpt",
-    ):
-        (models / name).write_bytes(b"")
-    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("a file is opened"))
-    options = {part.id: getattr(part, "options", None) for part in pack.nodes["GenDR_Convert"].define_schema().inputs}
-    assert options["file"] == ["a.PKL", "b.pth", "osediff.safetensors", "PiSA_SR.pkl"]
-    assert options["unet"] == ["base.safetensors", "sd21.safetensors"]
-    assert options["vae_file"] == ["base-vae.safetensors", "sd21.safetensors"]
-
-
-def test_a_drive_that_is_gone_lists_nothing(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(_folder: str) -> list[str]:
-        raise OSError("the network name is no longer available")
-
-    monkeypatch.setattr(sys.modules["folder_paths"], "get_filename_list", gone)
-    convert_node = sys.modules[pack.nodes["GenDR_Convert"].__module__]
-    assert convert_node.published_files() == convert_node.base_files("vae") == []
 
 
 def test_the_stamp_changes_with_each_file_that_is_read(pack: Pack, models: Path) -> None:

@@ -8,7 +8,7 @@ from relative_files import DEGRADATION, FILES, picture, write_bases, write_publi
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gendr_core.convert import Sources, convert, read_prompts
+from gendr_core.convert import Conversion, Sources, convert, read_prompts
 from gendr_core.decode import decode
 from gendr_core.encode import encode
 from gendr_core.model import load_unet, load_vae
@@ -36,14 +36,13 @@ def folder(tmp_path: Path) -> Path:
 
 def restored(folder: Path, key: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """Convert; return the latents of every UNet, the latent they began with, and the picture of the first."""
-    files = convert(
-        find_relative(key),
-        Sources(adapter=write_published(folder / "published.safetensors", key), unet=folder, vae=folder),
-        read_prompts(folder / "prompts.safetensors"),
-        folder=folder,
-        dtype=torch.float32,
+    conversion = Conversion(
+        relative=find_relative(key),
+        sources=Sources(adapter=write_published(folder / "published.safetensors", key), unet=folder, vae=folder),
         degradation=DEGRADATION if key == "s3diff" else None,
+        dtype=torch.float32,
     )
+    files = convert(conversion, read_prompts(folder / "prompts.safetensors"), folder)
     vae = load_vae(files[-1])
     with torch.inference_mode():
         latent = encode(picture(), "vae16", vae)

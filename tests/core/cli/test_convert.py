@@ -5,6 +5,8 @@ import pytest
 from command_line import Run
 from relative_files import write_bases, write_published
 
+from gendr_core import convert
+
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[object]:
@@ -30,6 +32,18 @@ def test_convert_prints_the_files_and_inspect_knows_them(run: Run, arguments: li
 def test_convert_without_json_prints_one_file_a_line(run: Run, arguments: list[object], tmp_path: Path) -> None:
     out = run(*arguments, "--dtype", "bf16")[1]
     assert out.splitlines() == [str(tmp_path / "out" / f"hypir-sd2-{kind}.safetensors") for kind in ("unet", "vae")]
+
+
+def test_ctrl_c_between_two_files_leaves_none(
+    run: Run, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        assert (tmp_path / "out" / "hypir-sd2-unet.safetensors").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "write_vae", interrupt)
+    assert run(*arguments) == (130, "", "gendr: interrupted\n")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_cannot_be_converted_says_why(run: Run, arguments: list[object]) -> None:
