@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from report import describe_machine, page, table
-from speed_contenders import contenders
+from speed_contenders import contenders, fused
 from speed_first import PARTS, first_image, photo_seconds
 from speed_measure import SCALE, Result, Setting, at_rate, exact_images, measure
 from speed_networks import ARCHITECTURES, DTYPES
@@ -23,6 +23,7 @@ from speed_report import results
 from gendr_core.config import ATTENTION_RANGES, GRAPH_MODES
 
 DEVICES = ("cpu", "cuda")
+KERNELS = ("torch", "fused")
 DEFAULT_SIZE = 512
 FILES = ("json", "markdown")
 """Options that say where the figures go, not what is measured."""
@@ -44,6 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--attention", choices=ATTENTION_RANGES, default="windows", help="what ours sees")
     parser.add_argument("--graphs", choices=GRAPH_MODES, default="off", help="CUDA graphs of ours, specialised")
+    parser.add_argument("--kernels", choices=KERNELS, default="torch", help="fused: ours once more, with fused norms")
     parser.add_argument("--against", choices=["diffusers"], help="also time the reference; needs diffusers")
     parser.add_argument("--compile", action="store_true", help="time the reference through torch.compile, too")
     parser.add_argument("--errors", action="store_true", help="distances to the reference in fp32; run once, slow")
@@ -59,6 +61,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"expected --size >= {SCALE} and --repeat >= 1, got {chosen.size} and {chosen.repeat}")
     if (chosen.compile or chosen.errors) and not chosen.against:
         parser.error("expected --against diffusers beside --compile and --errors: they are about the reference")
+    if chosen.kernels == "fused" and chosen.device != "cuda":
+        parser.error(f"expected --device cuda beside --kernels fused, got {chosen.device}")
     if chosen.photo is not None and chosen.photo <= 0.0:
         parser.error(f"expected --photo above 0, got {chosen.photo}")
     return chosen
@@ -86,6 +90,7 @@ def settings(chosen: argparse.Namespace, arch: str) -> list[Setting]:
             device=chosen.device,
             attention=chosen.attention,
             graphs=chosen.graphs,
+            kernels=chosen.kernels,
             against=chosen.against,
             compiled=chosen.compile,
             errors=chosen.errors,
@@ -101,6 +106,7 @@ def compare(wanted: Sequence[Setting]) -> list[tuple[Setting, Result]]:
     # Before the others are made: networks in fp32 take twice their memory. In fp32 it would be the reference again.
     exact = exact_images(wanted) if any_of.errors and any_of.dtype != "fp32" else {}
     present = contenders(any_of.arch, any_of.dtype, any_of.device, against=any_of.against, compiled=any_of.compiled)
+    present += fused(any_of.arch, any_of.dtype, any_of.device) if any_of.kernels == "fused" else []
     measured = [(setting, measure(setting, present, exact.get(setting))) for setting in wanted]
     # What the machine reached once it can reach; on a busy one not every setting sees it.
     rate = max(result.peak_flops for _, result in measured)

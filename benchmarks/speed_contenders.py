@@ -20,12 +20,12 @@ from gendr_core.geometry import Extent
 from gendr_core.model import GenDRUNet, GenDRVAE, fold_unet, fold_vae
 from gendr_core.pipeline import restore
 from gendr_core.planner import Planner, Task
-from gendr_core.spec import UNET_FOLDS, VAE_FOLDS
+from gendr_core.spec import UNET_FOLDS, VAE_FOLDS, Fold
 
 if TYPE_CHECKING:
     from gendr_core.reference import GenDRReferencePipeline
 
-DIFFUSERS, COMPILED, PLAIN, OURS = "diffusers", "diffusers compiled", "ours plain", "ours"
+DIFFUSERS, COMPILED, PLAIN, OURS, FUSED = "diffusers", "diffusers compiled", "ours plain", "ours", "ours fused"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class Work:
     attention: AttentionRange
     """What ours attends to; the reference always sees the whole frame."""
     graphs: GraphMode
-    """Of ours, specialised; plain runs without."""
+    """Of ours, specialised, fused or not; plain runs without."""
 
     def options(self, color: ColorMethod, *, graphs: bool) -> RestoreOptions:
         """Return this for ``restore``; without ``graphs`` there are none."""
@@ -91,7 +91,7 @@ class Ours(Contender):
 
     def restore(self, work: Work, color: ColorMethod = "wavelet") -> Tensor:
         """Return the restored image, in the colours of the input as users get it."""
-        return restore(work.image, self._unet, self._vae, work.options(color, graphs=self.name == OURS))
+        return restore(work.image, self._unet, self._vae, work.options(color, graphs=self.name != PLAIN))
 
     def flops(self, work: Work) -> int:
         """Return the FLOPs of the convolutions, products and attentions that the planner counts."""
@@ -151,15 +151,19 @@ def contenders(arch: str, dtype: str, device: str, *, against: str | None, compi
     present: list[Contender] = []
     if against == DIFFUSERS:
         present += references(arch, dtype, device, compiled=compiled)
-    for name in (PLAIN, OURS):
-        made = networks(arch)
-        present.append(_ours(name, made, DTYPES[dtype], device))
+    present += [_ours(name, networks(arch), DTYPES[dtype], device) for name in (PLAIN, OURS)]
     return present
 
 
+def fused(arch: str, dtype: str, device: str) -> list[Contender]:
+    """Return ours once more, with fused norms; arguments as ``contenders``."""
+    return [_ours(FUSED, networks(arch), DTYPES[dtype], device)]
+
+
 def _ours(name: str, made: Networks, dtype: torch.dtype, device: str) -> Ours:
-    """Return ours without folds if it is ``PLAIN``, else with all."""
-    specialised = name == OURS
-    unet = fold_unet(replace(made.unet, dtype=dtype), UNET_FOLDS if specialised else (), device=device)
-    vae = made.vae and fold_vae(replace(made.vae, dtype=dtype), VAE_FOLDS if specialised else (), device=device)
+    """Return ours without folds if it is ``PLAIN``, else with the usual ones, and fused norms if it is ``FUSED``."""
+    asked: tuple[Fold, ...] = ("fused",) if name == FUSED else ()
+    folds, vae_folds = ((), ()) if name == PLAIN else (UNET_FOLDS + asked, VAE_FOLDS + asked)
+    unet = fold_unet(replace(made.unet, dtype=dtype), folds, device=device)
+    vae = made.vae and fold_vae(replace(made.vae, dtype=dtype), vae_folds, device=device)
     return Ours(name, unet, vae)

@@ -37,6 +37,8 @@ class Setting:
     device: str
     attention: AttentionRange
     graphs: GraphMode
+    kernels: str
+    """``fused``: ours takes part once more, with fused norms; else ``torch``."""
     against: str | None
     compiled: bool
     errors: bool

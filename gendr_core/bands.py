@@ -17,15 +17,14 @@ from torch import Tensor, nn
 
 from .geometry import Span, partition
 from .host import Meter
+from .memory import PROCESSOR
 from .moments import Moments, Normalisation
 from .nets import Operations, WholeFrame
 from .nets.frame import guided
-from .nets.kernels import in_order
 from .nets.layers import PHASES, Downsample, ResnetBlock, Upsample
 from .parking import Frames
 from .plan import Bands
 
-PROCESSOR = torch.device("cpu")
 Read = Callable[[Span], Tensor]
 """Gives rows of a frame as [B, C, rows, W], ready for a convolution."""
 
@@ -34,7 +33,13 @@ class BandedConvolutions(WholeFrame):
     """The blocks made of convolutions, in bands of rows."""
 
     def __init__(
-        self, bands: Bands, operations: Operations, meter: Meter | None = None, *, device: torch.device = PROCESSOR
+        self,
+        bands: Bands,
+        operations: Operations,
+        meter: Meter | None = None,
+        *,
+        device: torch.device = PROCESSOR,
+        channels_last: bool = False,
     ) -> None:
         """Remember how to run.
 
@@ -43,9 +48,10 @@ class BandedConvolutions(WholeFrame):
             operations: of the network that this will run.
             meter: told of every band.
             device: where the network computes, which only parked frames do not tell.
+            channels_last: of the network, whether it wants frames in that order on any device.
         """
         self.bands = bands
-        self.frames = Frames(device if bands.parked else None)
+        self.frames = Frames(device if bands.parked else None, channels_last=channels_last)
         self.operations = operations
         self.meter = meter or Meter()
 
@@ -55,7 +61,7 @@ class BandedConvolutions(WholeFrame):
 
     def convolution(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Return [B, C_out, H, W] of a 3x3 convolution with stride 1."""
-        x = in_order(x)
+        x = self.frames.in_order(x)
         if self.fits(x, conv.out_channels):
             return self.frames.park(self.whole(super().convolution(conv, self.frames.read_all(x)), conv))
         out = self.frames.make(x, x.shape[0], conv.out_channels, *x.shape[2:])

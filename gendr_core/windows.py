@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .bands import PROCESSOR, BandedConvolutions, flops_of
+from .bands import BandedConvolutions, flops_of
 from .geometry import Extent, Span
 from .host import Meter
+from .memory import PROCESSOR
 from .nets import Operations, WholeFrame
 from .nets.attention import Attention, FrameAttention, SpatialTransformer, TransformerBlock, spread
 from .nets.layers import layers_of
@@ -37,6 +38,7 @@ class BandedFrame(BandedConvolutions):
         windows: Windows | None = None,
         meter: Meter | None = None,
         device: torch.device = PROCESSOR,
+        channels_last: bool = False,
     ) -> None:
         """Remember how to run.
 
@@ -46,8 +48,9 @@ class BandedFrame(BandedConvolutions):
             windows: of the UNet's self-attention; None lets every position see the whole frame.
             meter: told of every band, window and piece of attention.
             device: where the network computes, which only parked frames do not tell.
+            channels_last: of the network, whether it wants frames in that order on any device.
         """
-        super().__init__(bands, operations, meter, device=device)
+        super().__init__(bands, operations, meter, device=device, channels_last=channels_last)
         self.windows = windows
 
     def transformer(self, block: SpatialTransformer, x: Tensor, context: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import attend
+from .kernels import attend, normalised
 from .layers import Factory, layers_of
 
 
@@ -166,7 +166,7 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Return [B', C, H, W] from ``x`` [B, C, H, W] and ``context`` [B', M, D], as ``TransformerBlock``."""
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.proj_in(normalised(self.norm, x, activate=False).flatten(2).transpose(1, 2))
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         return spread(x, len(context)) + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
@@ -183,7 +183,7 @@ class FrameAttention(Attention):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return [B, C, H, W] from the same shape; there is no context."""
         assert context is None
-        tokens = super().forward(self.group_norm(x).flatten(2).transpose(1, 2))
+        tokens = super().forward(normalised(self.group_norm, x, activate=False).flatten(2).transpose(1, 2))
         return x + tokens.transpose(1, 2).reshape(x.shape)
 
 

@@ -7,10 +7,10 @@ Shapes: B = batch, C = channels, H, W = rows and columns of the current level, M
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import FrameAttention, SpatialTransformer
+from .kernels import normalised
 from .layers import Downsample, ResnetBlock, Upsample
 
 
@@ -26,7 +26,7 @@ class WholeFrame:
 
         With ``guidance`` ``x`` holds two predictions [2 B, C, H, W], which are combined before the convolution.
         """
-        return conv(guided(F.silu(norm(x)), guidance))
+        return conv(guided(normalised(norm, x, activate=True), guidance))
 
     def resnet(
         self,

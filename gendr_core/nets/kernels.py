@@ -1,13 +1,15 @@
 """Computations that have several kernels, and which of them runs where.
 
-Role: the lowest part of ``nets``. Every choice gives the same numbers up to rounding.
+Role: below all of ``nets`` but ``fused``, which it calls for the norms made there. Every choice gives the same numbers
+up to rounding.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cost import device_type_of
+from .fused import FusedGroupNorm, as_channels_last
 
 WIDE_HEAD = 128
 """Head widths beyond this make torch's fused kernel for processors slow: the VAE has one head of 512."""
@@ -21,20 +23,22 @@ def frame_format(like: Tensor) -> torch.memory_format:
     """Return in which order frames are best kept where ``like`` is.
 
     On a processor the channels of a position go together: convolutions are fastest so, and rows of a frame are dense.
-    Elsewhere torch's group norm knows one order only, and would copy every frame.
+    Elsewhere torch's group norm knows one order only, and would copy every frame; networks with norms of our own
+    (``fused``) say for themselves that they want the other one.
     """
     return torch.channels_last if device_type_of(like) == "cpu" else torch.contiguous_format
 
 
-def in_order(frame: Tensor) -> Tensor:
-    """Return ``frame`` [B, C, H, W] in ``frame_format``; itself where it is."""
-    order = frame_format(frame)
-    _, channels, _, width = frame.shape
-    # Not asked of torch, for which a frame of one position or channel is in both orders, whichever it then computes in.
-    strides = (1, width * channels, channels)
-    if frame.is_contiguous() if order == torch.contiguous_format else frame.stride()[1:] == strides:
-        return frame
-    return torch.empty(frame.shape, dtype=frame.dtype, device=frame.device, memory_format=order).copy_(frame)
+def in_order(frame: Tensor, order: torch.memory_format | None = None) -> Tensor:
+    """Return ``frame`` [B, C, H, W] in ``order``, None is ``frame_format``; itself where it is."""
+    return as_channels_last(frame) if (order or frame_format(frame)) == torch.channels_last else frame.contiguous()
+
+
+def normalised(norm: nn.GroupNorm, x: Tensor, *, activate: bool) -> Tensor:
+    """Return ``norm`` of ``x`` [B, C, H, W], with SiLU behind it if asked."""
+    if isinstance(norm, FusedGroupNorm):
+        return norm(x, activate=activate)
+    return F.silu(norm(x)) if activate else norm(x)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None = None) -> Tensor:

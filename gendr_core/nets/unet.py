@@ -156,6 +156,8 @@ class UNet(nn.Module):
         super().__init__()
         self.arch = arch
         self.operations = operations
+        self.channels_last = False
+        """Whether frames are best in that order on any device, as fused norms and their convolutions read them."""
         make = Factory(operations, device, dtype)
         widths = arch.block_out_channels
         self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gendr_core.bands import Moments
+from gendr_core.cost import measure
 from gendr_core.host import Host, Meter
 from gendr_core.nets import VAE, UNet
 from gendr_core.nets.kernels import in_order
+from gendr_core.parking import Frames
 from gendr_core.plan import Bands
 from gendr_core.spec import UNetArch, VAEArch
 from gendr_core.windows import BandedFrame
@@ -170,6 +172,18 @@ def test_only_bands_of_parked_frames_go_to_the_device(size: int, recompute: bool
     assert [result.device.type for result in results] == ["meta", "meta"]
     finest = 4 * 8 * 88 * 72
     assert (max(seen) < finest) == (size < finest)
+
+
+def test_parked_frames_have_the_order_of_the_device_that_computes() -> None:
+    def orders() -> list[bool]:
+        frames = Frames(torch.device("meta"))
+        frames._home = torch.device("cpu")
+        parked = torch.empty(1, 2, 3, 4)
+        made = frames.make(parked, 1, 2, 3, 4), frames.make_near(parked, 1, 2, 3, 4)
+        return [frame.is_contiguous(memory_format=torch.channels_last) for frame in made]
+
+    assert measure(orders, device_type="cuda")[0] == [False, False]
+    assert measure(orders, device_type="cpu")[0] == [True, True]
 
 
 @pytest.mark.gpu
