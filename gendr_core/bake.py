@@ -4,7 +4,7 @@ Role: between ``model``, which loads and folds, and files; ``gendr bake`` is its
 like any other file for restoring, but cannot be trained, converted or given another prompt.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +13,14 @@ from torch import Tensor
 
 from .checkpoint import write_unet, write_vae
 from .errors import CheckpointError
-from .float8 import to_float8
-from .layouts import PROMPT_NAMES, SCALE_SUFFIX
-from .metadata import STORED_FOLDS
+from .layouts import PROMPT_NAMES
+from .metadata import STORED_FOLDS, Kind
 from .model import load_unet, load_vae
+from .spec import Fold
 
 Storage = Literal["fp32", "fp16", "bf16", "fp8"]
 """Number formats of files. With fp8, weights of convolutions and linear layers are float8 with one scale for every
-output channel (``float8``); those of ``ENDS`` and everything else are bfloat16."""
-
-ENDS = ("conv_in", "conv_out")
-"""What meets the image or the latent, few weights that all errors pass: in float8 they cost gendr-mini-pixel 18 dB."""
+output channel (``float8``); first and last ones (``nets.compressed.ENDS``) and everything else are bfloat16."""
 
 _DTYPES: dict[Storage, torch.dtype] = {
     "fp32": torch.float32,
@@ -44,15 +41,15 @@ def bake_unet(source: Path, target: Path, storage: Storage) -> None:
     Raises:
         CheckpointError: a file cannot be read or written, or its weights do not fit the number format.
     """
-    unet = load_unet(source, dtype=_computed(storage), folds=STORED_FOLDS["unet"])
+    unet = load_unet(source, dtype=_DTYPES[storage], folds=_folds("unet", storage))
     positive = unet.positive.to(_DTYPES[storage])
     negative = None if unet.negative is None else unet.negative.to(_DTYPES[storage])
-    state = dict(_stored(unet.network.state_dict(), storage))
+    state = unet.network.state_dict()
     prompts = {
         name: prompt for name, prompt in zip(PROMPT_NAMES, (positive, negative), strict=True) if prompt is not None
     }
     _check_range({**state, **prompts}, storage)
-    write_unet(target, unet.spec, state, positive, negative, unet.folds)
+    write_unet(target, unet.spec, state, positive, negative, unet.folds - {"fp8"})
 
 
 def bake_vae(source: Path, target: Path, storage: Storage) -> None:
@@ -61,25 +58,15 @@ def bake_vae(source: Path, target: Path, storage: Storage) -> None:
     Raises:
         CheckpointError: a file cannot be read or written, or its weights do not fit the number format.
     """
-    vae = load_vae(source, dtype=_computed(storage), folds=STORED_FOLDS["vae16"])
-    state = dict(_stored(vae.network.state_dict(), storage))
+    vae = load_vae(source, dtype=_DTYPES[storage], folds=_folds("vae16", storage))
+    state = vae.network.state_dict()
     _check_range(state, storage)
-    write_vae(target, vae.spec, state, vae.folds)
+    write_vae(target, vae.spec, state, vae.folds - {"fp8"})
 
 
-def _computed(storage: Storage) -> torch.dtype:
-    """Return the dtype to load weights in, so that they are rounded once."""
-    return torch.float32 if storage == "fp8" else _DTYPES[storage]
-
-
-def _stored(state: Mapping[str, Tensor], storage: Storage) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in state.items():
-        if storage == "fp8" and tensor.ndim > 1 and name.split(".")[-2] not in ENDS:
-            weight, scales = to_float8(tensor)
-            yield name, weight
-            yield name + SCALE_SUFFIX, scales
-        else:
-            yield name, tensor.to(_DTYPES[storage])
+def _folds(kind: Kind, storage: Storage) -> tuple[Fold, ...]:
+    """Return what is folded: in 8 bits a network in memory has the names and the values of a file."""
+    return (*STORED_FOLDS[kind], "fp8") if storage == "fp8" else STORED_FOLDS[kind]
 
 
 def _check_range(tensors: Mapping[str, Tensor], storage: Storage) -> None:

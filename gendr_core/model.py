@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blank import blank_unet, blank_vae
 from .checkpoint import SpecOverrides, read_unet, read_vae
 from .errors import CheckpointError, OptionError
+from .float8 import FLOAT8
+from .layouts import SCALE_SUFFIX
 from .nets import TORCH_OPERATIONS, VAE, Operations, UNet
+from .nets.compressed import compress
+from .nets.fused import fuse
 from .nets.packed import can_pack, pack
 from .spec import UNET_FOLDS, VAE_FOLDS, Fold, ModelSpec, VAESpec
 from .specialise import specialise_unet, specialise_vae
@@ -125,14 +129,15 @@ def load_unet(
     Args:
         path: a safetensors file, or the name of a bundled one; the default model is gendr-mini in pixel space.
         device: where the weights go.
-        dtype: of weights and activations; None takes ``default_dtype``.
+        dtype: of activations, and of weights unless these stay in 8 bits; None takes ``default_dtype``.
         operations: namespace of layer classes.
         overrides: values that the file does not say, or says wrongly.
         folds: what is folded for speed, besides what a baked file has folded; none of them leaves the network as its
-            file has it.
+            file has it. ``fp8`` is not for speed: it keeps weights in 8 bits. ``fused`` needs CUDA and Triton.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or says too little.
+        OptionError: ``fp8`` or ``fused`` is asked of a device or of layers that do not have it.
     """
     checkpoint = read_unet(resolve_weights(path), overrides, folded=True)
     network = blank_unet(checkpoint.spec, checkpoint.folds, operations)
@@ -176,16 +181,18 @@ def fold_unet(
     """Return a UNet with ``folds``, in its dtype; the network is changed in place and brought there.
 
     Args:
-        unet: as its file has it, with weights of any dtype and perhaps some folds, but not ``packed``.
+        unet: as its file has it, with weights of any dtype and perhaps some folds, but not ``packed`` or one of
+            ``OPTIONAL_FOLDS``.
         folds: what is folded besides, as far as ``runnable_folds``.
         device: where the weights go.
 
     Raises:
         CheckpointError: one of the folds cannot follow those that the network has.
+        OptionError: ``fp8`` or ``fused`` is asked of a device or of layers that do not have it.
     """
-    prompt_weights = specialise_unet(unet.network, unet.spec, folds, unet.folds)
-    _place(unet.network, device, unet.dtype)
     done = runnable_folds(unet.folds.union(folds), device, unet.dtype, unet.network.operations)
+    prompt_weights = specialise_unet(unet.network, unet.spec, done, unet.folds)
+    _place(unet.network, device, unet.dtype, done)
     if "packed" in done:
         pack(unet.network)
     if prompt_weights is None:
@@ -197,9 +204,10 @@ def fold_unet(
 
 def fold_vae(vae: GenDRVAE, folds: Collection[Fold] = VAE_FOLDS, *, device: torch.device | str = "cpu") -> GenDRVAE:
     """Return a VAE with ``folds``; arguments and errors as ``fold_unet``."""
-    specialise_vae(vae.network, folds, vae.folds)
-    _place(vae.network, device, vae.dtype)
-    return replace(vae, folds=vae.folds.union(folds))
+    done = runnable_folds(vae.folds.union(folds), device, vae.dtype, vae.network.operations)
+    specialise_vae(vae.network, done, vae.folds)
+    _place(vae.network, device, vae.dtype, done)
+    return replace(vae, folds=done)
 
 
 def runnable_folds(
@@ -208,16 +216,43 @@ def runnable_folds(
     dtype: torch.dtype,
     operations: Operations = TORCH_OPERATIONS,
 ) -> frozenset[Fold]:
-    """Return those of ``folds`` that run there: ``packed`` only where oneDNN computes, in layers of torch's own."""
-    packs = torch.device(device).type == "cpu" and can_pack(dtype) and operations is TORCH_OPERATIONS
+    """Return those of ``folds`` that run there.
+
+    ``packed`` only where oneDNN computes, in layers of torch's own. With ``fp8`` neither that, since its layers are
+    others, nor ``phases``: sums of weights in 8 bits, rounded to 8 bits once more, cost gendr-mini's pair 3 dB.
+
+    Raises:
+        OptionError: ``fp8`` is among them, but the device has no such numbers or layers are not torch's own; or
+            ``fused``, but it is no CUDA device or layers are not torch's own.
+    """
+    kind = torch.device(device).type
+    if "fused" in folds and (kind != "cuda" or operations is not TORCH_OPERATIONS):
+        raise OptionError(
+            f"expected a CUDA device and torch's own layers for fused kernels, got {kind} and"
+            f" {type(operations).__name__}: take cuda, or leave out fused"
+        )
+    if "fp8" in folds:
+        if kind == "mps" or operations is not TORCH_OPERATIONS:
+            got = kind if kind == "mps" else f"those of {type(operations).__name__}"
+            raise OptionError(
+                f"expected a device with float8 and torch's own layers for weights in 8 bits, got {got}: leave out fp8"
+            )
+        return frozenset(folds) - {"packed", "phases"}
+    packs = kind == "cpu" and can_pack(dtype) and operations is TORCH_OPERATIONS
     return frozenset(folds) if packs else frozenset(folds) - {"packed"}
 
 
-def _place(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Bring the weights of a network to where and how they are used, for inference only."""
-    on_processor = torch.device(device).type == "cpu"
-    for parameter in network.parameters():
+def _place(network: UNet | VAE, device: torch.device | str, dtype: torch.dtype, folds: Collection[Fold]) -> None:
+    """Bring a network to where and how it is used, for inference only."""
+    if "fp8" in folds:
+        compress(network, device)
+    if "fused" in folds:
+        fuse(network)
+    channels_last = network.channels_last or torch.device(device).type == "cpu"
+    for name, parameter in network.named_parameters():
+        in_8_bits = parameter.dtype == FLOAT8 or name.endswith(SCALE_SUFFIX)
         # Copied: a parameter mapped from the file could not be moved or replaced while the model lives.
-        order = torch.channels_last if parameter.ndim == 4 and on_processor else torch.contiguous_format
-        parameter.data = parameter.data.to(device=device, dtype=dtype, copy=True, memory_format=order)
+        order = torch.channels_last if parameter.ndim == 4 and channels_last else torch.contiguous_format
+        final = parameter.dtype if in_8_bits else dtype
+        parameter.data = parameter.data.to(device=device, dtype=final, copy=True, memory_format=order)
     network.requires_grad_(False).train(False)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .float8 import FLOAT8, from_float8
+from .float8 import FLOAT8, from_float8, has_nan
 from .header import Header, Shape
 from .layouts import PROMPT_NAMES, SCALE_SUFFIX, Located
 
@@ -56,6 +56,7 @@ def read_weights(path: Path, found: Located) -> dict[str, Tensor]:
         CheckpointError: a value is not finite, or the file cannot be read.
     """
     tensors, scales = _read(path, found.sources), _read(path, found.scales)
+    _check_finite((name, tensors[name]) for name in scales)
     for name, factors in scales.items():
         tensors[name] = from_float8(tensors[name], factors)
     shaped = {name: tensor.reshape(found.shapes[name]) for name, tensor in tensors.items()}
@@ -75,11 +76,15 @@ def _read(path: Path, sources: Mapping[str, str]) -> dict[str, Tensor]:
 def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise where a weight is NaN or infinite: one is enough to turn images black. Costs one pass over memory."""
     filled = ((name, tensor.detach()) for name, tensor in tensors if tensor.numel())
-    broken = [name for name, tensor in filled if not all(map(torch.isfinite, torch.aminmax(tensor)))]
+    broken = [name for name, tensor in filled if not _is_finite(tensor)]
     if broken:
         raise CheckpointError(
             f"{_listed(broken)} hold NaN or infinite values: the model is broken, get or export it again"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not has_nan(tensor) if tensor.dtype == FLOAT8 else all(map(torch.isfinite, torch.aminmax(tensor)))
 
 
 def check_dtypes(header: Header, names: Collection[str]) -> None:
@@ -162,6 +167,7 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             _check_scaled(name, tensor, scales[name])
         else:
             _check_dtype(name, tensor)
+    _check_finite((name, weights[name]) for name in scales)
     # Lazily: 8 bits become 16 here.
     _check_finite(
         (name, from_float8(tensor, scales[name]) if name in scales else tensor) for name, tensor in weights.items()

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Storage),
         default="fp16",
         help="of the numbers in the file (default fp16). fp8 (float8 e4m3, one scale for every output channel, first"
-        " and last layer in bf16) saves disk and download, not memory: numbers become 16 bits or more when loaded",
+        " and last layer in bf16) saves disk and download, and memory where it is restored with --weights fp8",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output, which is never FILE itself")
     group = parser.add_argument_group("measuring the error")

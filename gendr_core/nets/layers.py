@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..float8 import from_float8
+from .kernels import normalised
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -63,7 +66,10 @@ class TorchOperations:
     def weights(layer: nn.Module, like: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias in the dtype of ``like``, as ``Operations.weights``."""
         weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
-        if weight.is_mkldnn:
+        scales = getattr(layer, "weight_scale", None)
+        if scales is not None:
+            weight = from_float8(weight, scales, like.dtype)
+        elif weight.is_mkldnn:
             weight = weight.to_dense().contiguous(memory_format=torch.channels_last)
         return weight.to(like), None if bias is None else bias.to(like)
 
@@ -125,11 +131,11 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time_embedding: Tensor | None = None) -> Tensor:
         """Return [B, C_out, H, W] from ``x`` [B, C_in, H, W] and ``time_embedding`` [B or 1, time_channels]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(normalised(self.norm1, x, activate=True))
         time_bias = self.time_bias(time_embedding)
         if time_bias is not None:
             h = h + time_bias
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(normalised(self.norm2, h, activate=True))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     def time_bias(self, time_embedding: Tensor | None) -> Tensor | None:

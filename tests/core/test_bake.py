@@ -205,6 +205,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         rf"expected {WEIGHT} as F8_E4M3 with scales as F32 \[8\], got F32",
     ),
     "nan": (lambda s: s.update({SCALE: s[SCALE] * torch.nan}), f"{WEIGHT} hold NaN or infinite values"),
+    "nan weight": (lambda s: s[WEIGHT].view(torch.int8).flatten()[3:4].fill_(127), f"{WEIGHT} hold NaN or infinite"),
     "infinite": (lambda s: s.update({SCALE: s[SCALE] * torch.inf}), f"{WEIGHT} hold NaN or infinite values"),
 }
 
