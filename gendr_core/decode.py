@@ -32,7 +32,8 @@ def decode(
         meter: told of the work done; knows the host, where networks live.
 
     Returns:
-        [B, 3, 8h, 8w], nominally in [-1, 1] but not clamped, float32, on the network's device.
+        [B, 3, H, W], H = h * pixels per latent cell (8 for pixels), nominally in [-1, 1] but not clamped, float32, on
+        the network's device.
 
     Raises:
         OptionError: the back needs a VAE and none was given.
@@ -50,7 +51,9 @@ def decode(
     network = vae.network
 
     def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
-        run = BandedFrame(plan.bands, network.operations, meter=meter, device=device)
+        run = BandedFrame(
+            plan.bands, network.operations, meter=meter, device=device, channels_last=network.channels_last
+        )
         return network.decode(*inputs, run=run)
 
     cells = Extent(*latent.shape[2:])

@@ -24,14 +24,15 @@ def encode(
     """Return the latent of an image: the VAE's posterior mode, or the pixels unshuffled by 8 (GenDR-Pix).
 
     Args:
-        pixels: [B, 3, H, W] in [-1, 1], float32, sides multiples of 8.
+        pixels: [B, 3, H, W] in [-1, 1], float32, sides multiples of the pixels per latent cell.
         front: how the model that follows takes its input.
         vae: needed with front ``vae16``, ignored otherwise.
         plan: how large the VAE's bands are.
         meter: told of the work done; knows the host, where networks live.
 
     Returns:
-        [B, latent_channels, H/8, W/8], unscaled, or [B, 192, H/8, W/8]; float32, on the CPU or the network's device.
+        [B, latent_channels, h, w], unscaled, with H = h * pixels per cell, or [B, 192, H/8, W/8]; float32, on the CPU
+        or the network's device.
 
     Raises:
         OptionError: the front needs a VAE and none was given.
@@ -44,10 +45,13 @@ def encode(
     network, (height, width) = vae.network, pixels.shape[2:]
 
     def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
-        run = BandedFrame(plan.bands, network.operations, meter=meter, device=device)
+        run = BandedFrame(
+            plan.bands, network.operations, meter=meter, device=device, channels_last=network.channels_last
+        )
         return network.encode(*inputs, run=run)
 
-    cells = Extent(height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+    cell_px = vae.spec.arch.spatial_factor
+    cells = Extent(height // cell_px, width // cell_px)
     one_pass = graphs.Pass(network=network, plan=plan, meter=meter, cells=cells, constants=("encode",))
     with device_settings(device, vae.dtype):
         return graphs.run(one_pass, compute, (pixels.to(device, vae.dtype),)).float()

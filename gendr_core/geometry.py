@@ -10,11 +10,13 @@ from math import floor
 
 from .config import RestoreOptions
 from .errors import OptionError
+from .spec import ModelSpec
 
 MAX_EDGE = 32768
 """Longest output edge in pixels: a bound on mistyped sizes, far above what any machine here restores."""
 PAD_MULTIPLE = 64
-"""Output pixels that both edges of the networks' input divide by: 8 per latent cell times 8 in the UNet."""
+"""Output pixels that both edges of the networks' input divide by: 8 per latent cell times 8 in the UNet of SD2.1.
+Smaller networks get no less, so that tiles that a user names fit them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,14 @@ def padding_to_multiple(extent: Extent, multiple: int) -> Padding:
     rows, columns = -extent.height % multiple, -extent.width % multiple
     top, left = rows // 2, columns // 2
     return Padding(left=left, right=columns - left, top=top, bottom=rows - top)
+
+
+def pad_multiple(spec: ModelSpec) -> int:
+    """Return how many output pixels both edges of a model's input divide by: a latent cell times the UNet's strides.
+
+    Never less than ``PAD_MULTIPLE``; always a multiple of ``spec.cell_px``.
+    """
+    return max(PAD_MULTIPLE, spec.cell_px * 2 ** (spec.arch.num_levels - 1))
 
 
 def tile_spans(length: int, size: int, overlap: int, multiple: int) -> list[Span]:

@@ -17,6 +17,9 @@ from .metadata import Kind
 Layout = Literal["diffusers", "ldm"]
 
 PREFIXES: dict[Kind, str] = {"unet": "model.diffusion_model.", "vae16": "first_stage_model."}
+"""Of whole checkpoints."""
+OTHER_PREFIXES: dict[Kind, tuple[str, ...]] = {"unet": (), "vae16": ("vaeDe4.", "state_dict/vaeDe4.")}
+"""Of the file that TVT publishes its VAE in: as tensors alone, and as it was pickled."""
 PROMPT_NAMES = ("prompt.positive", "prompt.negative")
 SCALE_SUFFIX = "_scale"
 """Behind the name of a weight in 8 bits: what to multiply its output channels with."""
@@ -114,9 +117,11 @@ def _contents(names: Collection[str]) -> list[str]:
 
 def _strip(kind: Kind, names: Collection[str]) -> dict[str, str]:
     """Return the names in the file by their names without the network's prefix."""
-    prefix = PREFIXES[kind]
-    stripped = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
-    return stripped or {name: name for name in names if name not in PROMPT_NAMES and not name.startswith("loss.")}
+    for prefix in (PREFIXES[kind], *OTHER_PREFIXES[kind]):
+        stripped = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
+        if stripped:
+            return stripped
+    return {name: name for name in names if name not in PROMPT_NAMES and not name.startswith("loss.")}
 
 
 def _layout(kind: Kind, names: Collection[str]) -> Layout | None:

@@ -16,6 +16,7 @@ from .errors import CheckpointError
 from .jsonfields import Fields, load_object
 from .spec import (
     FILE_FOLDS,
+    SPATIAL_FACTOR,
     VAE_FOLDS,
     Back,
     Fold,
@@ -44,6 +45,10 @@ STORED_FOLDS: dict[Kind, tuple[Fold, ...]] = {
 
 TEXT_FIELDS = frozenset({"title", "license", "source", "trained_on"})
 """Fields that a file may leave out: they describe and change nothing."""
+
+USUAL: dict[str, object] = {"cell_px": SPATIAL_FACTOR, "mid_block": True}
+"""Values of fields, those of arch included, that no file says: nearly all have them, and files from before these fields
+were known have no others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -153,11 +158,16 @@ def dump_metadata(kind: Kind, spec: ModelSpec | VAESpec, folds: Collection[Fold]
     Raises:
         CheckpointError: a file of this kind cannot have these folds.
     """
-    values: dict[str, object] = {"format": FOLDED_FORMAT if folds else PLAIN_FORMAT, "kind": kind, **asdict(spec)}
+    said: dict[str, object] = asdict(spec, dict_factory=_unusual)
+    values: dict[str, object] = {"format": FOLDED_FORMAT if folds else PLAIN_FORMAT, "kind": kind, **said}
     if folds:
         values[FOLDS_KEY] = sorted(folds)
         stored_folds(values, kind)
     return {METADATA_KEY: json.dumps(values, allow_nan=False)}
+
+
+def _unusual(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    return {name: value for name, value in pairs if name not in USUAL or value != USUAL[name]}
 
 
 def unet_arch(values: Mapping[str, object]) -> UNetArch:
@@ -195,6 +205,7 @@ def vae_arch(values: Mapping[str, object]) -> VAEArch:
         norm_groups=arch.integer("norm_groups"),
         quant_conv=arch.flag("quant_conv"),
         mid_attention=arch.flag("mid_attention"),
+        mid_block=arch.flag("mid_block"),
     )
 
 
@@ -214,7 +225,7 @@ def model_spec(arch: UNetArch, values: Mapping[str, object], overrides: SpecOver
         CheckpointError: a value is missing from both, or has a wrong type or range.
     """
     given = overrides.values()
-    merged = dict(values)
+    merged = {"cell_px": USUAL["cell_px"], **values}
     if "prediction" in given:
         merged.pop("c_skip", None)
         merged.pop("c_out", None)
@@ -241,10 +252,8 @@ def model_spec(arch: UNetArch, values: Mapping[str, object], overrides: SpecOver
         back=cast("Back", found.text("back")),
         scale=found.number("scale"),
         latent_scaling=found.number("latent_scaling"),
-        title=found.text("title"),
-        license=found.text("license"),
-        source=found.text("source"),
-        trained_on=found.text("trained_on"),
+        cell_px=found.integer("cell_px"),
+        **{name: found.text(name) for name in sorted(TEXT_FIELDS)},
     )
 
 
@@ -262,10 +271,7 @@ def vae_spec(arch: VAEArch, values: Mapping[str, object], overrides: SpecOverrid
     return VAESpec(
         arch=arch,
         latent_scaling=found.number("latent_scaling"),
-        title=found.text("title"),
-        license=found.text("license"),
-        source=found.text("source"),
-        trained_on=found.text("trained_on"),
+        **{name: found.text(name) for name in sorted(TEXT_FIELDS)},
     )
 
 
@@ -273,7 +279,8 @@ def _arch(values: Mapping[str, object], expected: Collection[str]) -> Fields:
     arch = values.get("arch")
     if not isinstance(arch, dict):
         raise CheckpointError(f"expected an object as arch in the metadata, got {arch!r:.80}: the file is damaged")
-    arch = cast("dict[str, object]", arch)
+    usual = {name: USUAL[name] for name in expected if name in USUAL}
+    arch = {**usual, **cast("dict[str, object]", arch)}
     for problem, names in (("lacks", set(expected) - arch.keys()), ("has the unknown", arch.keys() - set(expected))):
         if names:
             raise CheckpointError(

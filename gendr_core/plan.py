@@ -17,7 +17,7 @@ meant to be kept busy by larger ones, which is not measured."""
 OTHER_BAND_BYTES = (2**26, 2**23)
 """On devices of other types, not measured either."""
 TILE_MULTIPLE = 8
-"""Latent cells that origins and sizes of tiles divide by: three stride-2 levels of the UNet."""
+"""Latent cells that origins and sizes of tiles divide by: three stride-2 levels of the UNet of SD2.1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,24 +65,40 @@ class Tiles:
     """Tiles that go through the UNet together."""
     canvas: Literal["device", "cpu"] = "device"
     """Where the result is put together: on the UNet's device, or in the processor's memory if that is short."""
+    multiple: int = TILE_MULTIPLE
+    """What origins and sizes divide by, so that the UNet's strided levels see the same cells as in the whole frame."""
+    cell_px: int = SPATIAL_FACTOR
+    """Output pixels per cell, on each axis, for whoever names sizes in pixels."""
 
     def __post_init__(self) -> None:
         """Check the lengths.
 
         Raises:
-            OptionError: a length is not a multiple of 8, or the overlap leaves less than 8 cells to go forward.
+            OptionError: a length is not a multiple of ``multiple``, or the overlap leaves less of a tile than that.
         """
-        if self.size < 1 or self.size % TILE_MULTIPLE:
+        step = self.multiple
+        if self.size < 1 or self.size % step:
             raise OptionError(
-                f"expected a tile size that is a multiple of {TILE_MULTIPLE} latent cells, got {self.size}"
+                f"expected a tile size that is a multiple of {step} latent cells ({step * self.cell_px} pixels),"
+                f" got {self.size}"
             )
-        if not 0 <= self.overlap <= self.size - TILE_MULTIPLE or self.overlap % TILE_MULTIPLE:
+        if not 0 <= self.overlap <= self.size - step or self.overlap % step:
             raise OptionError(
-                f"expected an overlap from 0 to {self.size - TILE_MULTIPLE} latent cells in steps of {TILE_MULTIPLE}"
+                f"expected an overlap from 0 to {self.size - step} latent cells in steps of {step}"
                 f" for tiles of {self.size}, got {self.overlap}"
             )
         if self.batch < 1:
             raise OptionError(f"expected at least 1 tile at a time, got {self.batch}")
+
+    @property
+    def size_px(self) -> int:
+        """Edge of a tile in output pixels."""
+        return self.size * self.cell_px
+
+    @property
+    def overlap_px(self) -> int:
+        """Least overlap of neighbours in output pixels."""
+        return self.overlap * self.cell_px
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +110,8 @@ class StagePlan:
     """Of the UNet's self-attention; None lets every position see the whole frame."""
     tiles: Tiles | None = None
     """None runs the frame as a whole."""
+    batch: int = 1
+    """Frames that go through together."""
     flops: int = 0
     """Of convolutions, linear layers and attention, for one frame; a multiply-add counts 2."""
     activation_bytes: int = 0
@@ -110,9 +128,9 @@ class StagePlan:
         """Return the choice in words."""
         parts = ["whole frame"]
         if self.tiles is not None:
-            cells = SPATIAL_FACTOR
-            parts = [f"tiles of {self.tiles.size * cells} px, overlap {self.tiles.overlap * cells}"]
+            parts = [f"tiles of {self.tiles.size_px} px, overlap {self.tiles.overlap_px}"]
             parts += [f"{self.tiles.batch} at a time"] if self.tiles.batch > 1 else []
+        parts += [f"{self.batch} at a time"] if self.batch > 1 else []
         parts.append("full attention" if self.windows is None else f"attention windows of {self.windows.size} cells")
         return ", ".join([*parts, self.describe_bands()])
 
@@ -140,8 +158,10 @@ class Plan:
     device_type: str
     passes: int
     """Of the UNet: 2 with guidance."""
+    ends_on_device: bool
+    """Whether frames are prepared and finished where the networks are, and not on the processor."""
     stages: Mapping[str, StagePlan]
-    """By name, in order; prepare and color have estimates only. With several frames, of one of them."""
+    """By name, in order; prepare and color have estimates only. With several frames, of as many as run together."""
     weight_bytes: Mapping[str, int]
     """What the weights in memory take during encode, step and decode."""
 
@@ -162,9 +182,9 @@ class Plan:
         return max(stages, key=lambda name: stages[name])
 
     def _device_bytes(self) -> dict[str, int]:
-        """Return the bytes of each stage that runs on the device; the first and the last run on the processor."""
+        """Return the bytes of each stage that runs on the device."""
         resident = max(self.weight_bytes.values())
-        on_device = self.stages if self.device_type == "cpu" else self.weight_bytes
+        on_device = self.stages if self.ends_on_device else self.weight_bytes
         return {name: self.stages[name].activation_bytes + self.weight_bytes.get(name, resident) for name in on_device}
 
     def describe(self) -> str:

@@ -3,7 +3,7 @@
 Role: ``pipeline`` calls ``prepare`` before ``encode`` and ``restore_layout`` after ``color``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ class Prepared:
     """What the later stages need of one batch. All tensors float32, on the device of the image."""
 
     pixels: Tensor
-    """[B, 3, Hp, Wp] in -1 to 1: ``reference`` padded by reflection to multiples of 64."""
+    """[B, 3, Hp, Wp] in -1 to 1: ``reference`` padded by reflection to what the networks take."""
     reference: Tensor
     """[B, 3, H, W] in -1 to 1: the input resized to the final size, the colours to be kept."""
     alpha: Tensor | None
@@ -33,6 +33,11 @@ class Prepared:
     """Final size."""
     padding: Padding
     """What ``pixels`` has around ``extent``."""
+
+    def to(self, device: torch.device) -> "Prepared":
+        """Return the same on ``device``."""
+        alpha = None if self.alpha is None else self.alpha.to(device)
+        return replace(self, pixels=self.pixels.to(device), reference=self.reference.to(device), alpha=alpha)
 
 
 def _resize(planes: Tensor, extent: Extent, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
@@ -110,7 +115,7 @@ def _resize_rgba(planes: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
     return torch.cat(colors), torch.cat(alphas)
 
 
-def prepare(image: Tensor, extent: Extent) -> Prepared:
+def prepare(image: Tensor, extent: Extent, multiple: int = PAD_MULTIPLE) -> Prepared:
     """Return ``image`` at its final size as padded pixels, with what is needed to finish it.
 
     Resizing is antialiased bicubic in float32 and is left out where the size is already right. Gray becomes RGB;
@@ -123,6 +128,7 @@ def prepare(image: Tensor, extent: Extent) -> Prepared:
         image: [B, H, W, C] with C of 1, 3 or 4; values are clamped to 0 to 1. Never written to. Gray and RGB may be on
             torch's meta device.
         extent: final size.
+        multiple: of pixels that both edges are padded to, see ``geometry.pad_multiple``.
 
     Raises:
         ImageError: ``image`` fails ``tensors.check_image``.
@@ -135,7 +141,7 @@ def prepare(image: Tensor, extent: Extent) -> Prepared:
     else:
         color, alpha = _resize(to_planes(image), extent).clamp_(0.0, 1.0), None
     reference = to_pixels(color)
-    padding = padding_to_multiple(extent, PAD_MULTIPLE)
+    padding = padding_to_multiple(extent, multiple)
     return Prepared(
         pixels=reflect_pad(reference, padding),
         reference=reference,
@@ -147,18 +153,19 @@ def prepare(image: Tensor, extent: Extent) -> Prepared:
 
 
 def restore_layout(pixels: Tensor, prepared: Prepared, *, out: Tensor | None = None) -> Tensor:
-    """Return the finished image [B, H, W, C] in 0 to 1, float32, CPU, with as many channels as came in.
+    """Return the finished image [B, H, W, C] in 0 to 1, float32, on the same device, with as many channels as came in.
 
     Gray is the BT.601 luma of the restored RGB; alpha is the resized alpha of the input.
 
     Args:
         pixels: [B, 3, H, W] at ``prepared.extent``, padding already cropped; clamped here to -1 to 1.
         prepared: what ``prepare`` returned for this batch.
-        out: [B, H, W, C], float32, CPU: written to and returned where given, else a new tensor is.
+        out: [B, H, W, C], float32: written to and returned where given, else a new tensor is.
     """
     extent = prepared.extent
     if out is None:
-        out = torch.empty(pixels.shape[0], extent.height, extent.width, prepared.channels)
+        size = (pixels.shape[0], extent.height, extent.width, prepared.channels)
+        out = pixels.new_empty(size, dtype=torch.float32)
     for band in row_bands(pixels):
         rows = pixels[:, :, band.places]
         out[:, band.places, :, :3] = to_image(luma(rows) if prepared.channels == 1 else rows)

@@ -2,7 +2,8 @@
 
 Role: stands beside ``pipeline``; parity tests and benchmarks run both on the same weights. This is the only file that
 needs diffusers, and nothing in the package imports it. Left neighbour ``model`` (weights and spec); nothing follows.
-Not covered: colour matching, gray and alpha, tiles, images smaller than the padding that reflects them, saving.
+Not covered: colour matching, gray and alpha, tiles, images smaller than the padding that reflects them, saving, VAEs
+without a middle block.
 """
 # diffusers annotates in part, and in part wrongly: a tuple of any length is tuple[str], a Tensor is a FloatTensor.
 # pyright: reportUnknownMemberType=false, reportArgumentType=false
@@ -19,7 +20,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from .errors import OptionError
-from .geometry import PAD_MULTIPLE, Extent, padding_to_multiple
+from .geometry import Extent, pad_multiple, padding_to_multiple
 from .model import GenDRUNet, GenDRVAE, required_vae
 from .spec import SPATIAL_FACTOR, ModelSpec, UNetArch, VAESpec
 
@@ -96,7 +97,7 @@ class GenDRReferencePipeline(DiffusionPipeline):
 
         Args:
             image: [B, H, W, 3] in 0 to 1, float; the batch goes through the networks together.
-            extent: final size; the padding to multiples of 64 must be narrower than each edge.
+            extent: final size; the padding to ``pad_multiple`` must be narrower than each edge.
             guidance: classifier-free guidance weight; None takes the model's own.
 
         Raises:
@@ -105,7 +106,7 @@ class GenDRReferencePipeline(DiffusionPipeline):
         planes = image.to(self.device, torch.float32).permute(0, 3, 1, 2)
         size = (extent.height, extent.width)
         pixels = F.interpolate(planes, size, mode="bicubic", align_corners=False, antialias=True).clamp(0.0, 1.0)
-        padding = padding_to_multiple(extent, PAD_MULTIPLE)
+        padding = padding_to_multiple(extent, pad_multiple(self.spec))
         sides = (padding.left, padding.right, padding.top, padding.bottom)
         pixels = F.pad(pixels * 2.0 - 1.0, sides, mode="reflect")
 
@@ -122,7 +123,7 @@ class GenDRReferencePipeline(DiffusionPipeline):
         return restored_image.permute(0, 2, 3, 1).contiguous().cpu()
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the unscaled latent [B, C, H/8, W/8], float32, of ``pixels`` [B, 3, H, W] in -1 to 1."""
+        """Return the unscaled latent [B, C, h, w], float32, of ``pixels`` [B, 3, H, W] in -1 to 1."""
         if self.vae is None or self.spec.front == "pixel_unshuffle8":
             return F.pixel_unshuffle(pixels, SPATIAL_FACTOR)
         output = cast("AutoencoderKLOutput", self.vae.encode(pixels.to(self.vae.dtype)))
@@ -154,7 +155,7 @@ class GenDRReferencePipeline(DiffusionPipeline):
         return unguided + weight * (guided - unguided)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Return pixels [B, 3, 8h, 8w], nominally in -1 to 1, float32, of an unscaled ``latent`` [B, C, h, w]."""
+        """Return pixels [B, 3, H, W], nominally in -1 to 1, float32, of an unscaled ``latent`` [B, C, h, w]."""
         if self.vae is None or self.spec.back == "pixel_shuffle8":
             return F.pixel_shuffle(latent, SPATIAL_FACTOR)
         output = self.vae.decode(latent.to(self.vae.dtype), return_dict=False)
@@ -180,8 +181,14 @@ def diffusers_unet(arch: UNetArch) -> UNet2DConditionModel:
 
 
 def diffusers_vae(spec: VAESpec) -> AutoencoderKL:
-    """Return diffusers' KL VAE of this shape on the meta device, without weights."""
+    """Return diffusers' KL VAE of this shape on the meta device, without weights.
+
+    Raises:
+        OptionError: it has no middle block, which diffusers' always has.
+    """
     arch = spec.arch
+    if not arch.mid_block:
+        raise OptionError("expected a VAE with a middle block, got one without: diffusers has no such class")
     num_levels = len(arch.block_out_channels)
     with torch.device("meta"):
         return AutoencoderKL(

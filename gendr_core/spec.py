@@ -14,18 +14,25 @@ Prediction = Literal["epsilon", "v_prediction"]
 Front = Literal["vae16", "pixel_unshuffle8"]
 Back = Literal["vae16", "pixel_shuffle8"]
 
-Fold = Literal["time", "prompt", "norms", "scale", "qkv", "feed_forward", "ends", "phases", "prefix", "packed"]
+Fold = Literal[
+    "time", "prompt", "norms", "scale", "qkv", "feed_forward", "ends", "phases", "prefix", "packed", "fp8", "fused"
+]
 """What ``specialise`` can fold: the timestep; keys and values of the prompt; affine parameters of norms; the scale of
 attention; queries, keys and values in one; the feed-forward layer's way out; latent scaling and 1x1 convolutions at
 both ends; enlarging before a convolution; what guidance would compute twice; weights in the order in which
-the processor reads them."""
-UNET_FOLDS: tuple[Fold, ...] = get_args(Fold)
+the processor reads them; weights in 8 bits, the only one that changes what comes out (docs/memory.md); norms with what
+follows them, by kernels of our own (docs/speed.md)."""
+OPTIONAL_FOLDS: tuple[Fold, ...] = ("fp8", "fused")
+"""Only where they are asked for; an error where they cannot be."""
+UNET_FOLDS: tuple[Fold, ...] = tuple(fold for fold in get_args(Fold) if fold not in OPTIONAL_FOLDS)
 VAE_FOLDS: tuple[Fold, ...] = ("norms", "scale", "qkv", "ends", "phases")
 FILE_FOLDS: tuple[Fold, ...] = ("time", "prompt", "norms", "scale", "qkv", "feed_forward", "ends")
 """What a baked file's weights can have: what makes them fewer. The rest is for running only, and done after loading."""
 
 SPATIAL_FACTOR = 8
-"""Output pixels per latent cell, on each axis: three stride-2 levels of the VAE, or pixel (un)shuffle by 8."""
+"""Pixels per cell of pixel (un)shuffle, on each axis, and per latent cell of a model that does not say otherwise."""
+CELL_SIZES = (2, 4, 8, 16)
+"""Pixels per latent cell, on each axis, that GenDR runs: each stride-2 level of a VAE doubles them."""
 PIXEL_CHANNELS = 3 * SPATIAL_FACTOR**2
 """Channels of a pixel-unshuffled RGB image: 192."""
 PROMPT_TOKENS = 77
@@ -93,6 +100,13 @@ def _check_channels(what: str, *counts: int) -> None:
             raise CheckpointError(f"expected 1 to {MAX_CHANNELS} {what}, got {count}")
 
 
+def _check_cells(cell_px: int) -> None:
+    if cell_px not in CELL_SIZES:
+        raise CheckpointError(
+            f"expected {', '.join(map(str, CELL_SIZES[:-1]))} or {CELL_SIZES[-1]} pixels per latent cell, got {cell_px}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNetArch:
     """Shape of an SD2.1-style UNet; the defaults are GenDR's UNet16 (865,979,856 parameters)."""
@@ -137,7 +151,7 @@ class UNetArch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VAEArch:
-    """Shape of a KL VAE with 8 output pixels per latent cell; the defaults are VAE16 (57,266,643 parameters)."""
+    """Shape of a KL VAE, 2^(levels - 1) pixels per latent cell; the defaults are VAE16 (57,266,643 parameters)."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -148,6 +162,8 @@ class VAEArch:
     quant_conv: bool = True
     """Whether 1x1 convolutions stand between encoder, latent and decoder."""
     mid_attention: bool = True
+    mid_block: bool = True
+    """Whether resnets stand between the coarsest level and the latent; attention there needs them."""
 
     def __post_init__(self) -> None:
         """Check that the shape can be built.
@@ -157,6 +173,8 @@ class VAEArch:
         """
         _check_widths("VAE", self.block_out_channels, self.layers_per_block, self.norm_groups)
         _check_channels("VAE channels", self.in_channels, self.out_channels, self.latent_channels)
+        if self.mid_attention and not self.mid_block:
+            raise CheckpointError("expected mid_attention false in a VAE without a middle block, got true")
 
     @property
     def spatial_factor(self) -> int:
@@ -183,6 +201,8 @@ class ModelSpec:
     """Default output size over input size."""
     latent_scaling: float = 0.2614
     """VAE latents times this are what the UNet sees and gives; pixels are not scaled."""
+    cell_px: int = SPATIAL_FACTOR
+    """Output pixels per latent cell, on each axis: those of its VAE, 8 with pixel (un)shuffle."""
     title: str = ""
     license: str = ""
     source: str = ""
@@ -213,7 +233,9 @@ class ModelSpec:
         ):
             if getattr(self, name) == pixel_form and channels != PIXEL_CHANNELS:
                 raise CheckpointError(f"expected {PIXEL_CHANNELS} channels with {name} {pixel_form}, got {channels}")
-
+            if getattr(self, name) == pixel_form and self.cell_px != SPATIAL_FACTOR:
+                raise CheckpointError(f"expected cell_px {SPATIAL_FACTOR} with {name} {pixel_form}, got {self.cell_px}")
+        _check_cells(self.cell_px)
         if self.c_skip != 0.0 and self.arch.in_channels != self.arch.out_channels:
             raise CheckpointError(
                 f"expected c_skip 0 where input and output channels differ ({self.arch.in_channels} and"
@@ -238,7 +260,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VAESpec:
-    """How a VAE16 is run: everything that its file says besides the weights."""
+    """How a VAE is run: everything that its file says besides the weights."""
 
     arch: VAEArch
     latent_scaling: float = 0.2614
@@ -251,11 +273,8 @@ class VAESpec:
         """Check that the VAE fits the pipeline.
 
         Raises:
-            CheckpointError: the scaling factor is unusable or a latent cell is not 8 pixels wide.
+            CheckpointError: the scaling factor is unusable, or a latent cell has a size that GenDR does not run.
         """
         if not (math.isfinite(self.latent_scaling) and self.latent_scaling > 0.0):
             raise CheckpointError(f"expected a finite latent_scaling above 0, got {self.latent_scaling}")
-        if self.arch.spatial_factor != SPATIAL_FACTOR:
-            raise CheckpointError(
-                f"expected a VAE with {SPATIAL_FACTOR} pixels per latent cell, got {self.arch.spatial_factor}"
-            )
+        _check_cells(self.arch.spatial_factor)

@@ -116,7 +116,9 @@ def _predict(latent: Tensor, unet: GenDRUNet, weight: float, plan: StagePlan, me
     latent = latent if joined else latent.repeat(2, 1, 1, 1)
 
     def compute(meter: Meter, inputs: tuple[Tensor, ...]) -> Tensor:
-        run = BandedFrame(plan.bands, network.operations, windows=plan.windows, meter=meter)
+        run = BandedFrame(
+            plan.bands, network.operations, windows=plan.windows, meter=meter, channels_last=network.channels_last
+        )
         latent, prompts = inputs
         return network(latent, timestep, prompts, run=run, guidance=guidance)
 

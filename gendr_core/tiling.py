@@ -15,19 +15,19 @@ from torch import Tensor
 
 from .blend import blend_weights
 from .geometry import Span, partition, tile_spans
-from .plan import TILE_MULTIPLE, Tiles
+from .plan import Tiles
 
 
 def _axis_spans(length: int, tiles: Tiles) -> list[Span]:
-    return tile_spans(length, tiles.size, tiles.overlap, TILE_MULTIPLE)
+    return tile_spans(length, tiles.size, tiles.overlap, tiles.multiple)
 
 
 def tile_grid(height: int, width: int, tiles: Tiles) -> list[tuple[Span, Span]]:
     """Return the rows and the columns of each tile, row by row from the top left; all tiles have one shape.
 
     Args:
-        height: latent cells. With multiples of 8 here and below, every tile starts at a multiple of 8, so the strided
-            convolutions of a tile sample the same cells as those of the whole frame.
+        height: latent cells. With multiples of ``tiles.multiple`` here and below, every tile starts at one, so the
+            strided convolutions of a tile sample the same cells as those of the whole frame.
         width: latent cells.
         tiles: sizes in latent cells.
     """

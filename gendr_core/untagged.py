@@ -12,8 +12,8 @@ from .header import Shape
 from .layouts import count_distinct
 from .spec import PIXEL_CHANNELS, ModelSpec, UNetArch, VAEArch
 
-KNOWN_VAE_SCALING = {57_266_643: 0.2614, 83_653_863: 0.18215}
-"""Scaling factor by number of parameters: VAE16 (algorithm.md A1) and the 4-channel VAE of SD 1 and 2."""
+KNOWN_VAE_SCALING = {57_266_643: 0.2614, 83_653_863: 0.18215, 15_162_343: 0.18215}
+"""Scaling factor by number of parameters: VAE16 (algorithm.md A1), the 4-channel VAE of SD 1 and 2, and that of TVT."""
 
 OTHER_VAES = {83_819_683: "the VAE of SD3 or FLUX"}
 """By number of parameters: as many latent channels as VAE16, which mean something else."""
@@ -74,6 +74,7 @@ def infer_vae_arch(shapes: Mapping[str, Shape]) -> VAEArch:
             layers_per_block=count_distinct(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
             quant_conv="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
             mid_attention="encoder.mid_block.attentions.0.group_norm.weight" in shapes,
+            mid_block=any(name.startswith("encoder.mid_block.") for name in shapes),
         )
     except CheckpointError as error:
         raise CheckpointError(f"{error} (no GenDR metadata: 32 norm groups are assumed)") from error

@@ -133,7 +133,7 @@ def sample(unet: GenDRUNet, vae: GenDRVAE, conditions: Conditions, options: Samp
 
     latents = integrate(predict, noise, options.steps, unet.spec.prediction) / unet.spec.output_scaling
     # One by one: the decoder's memory is that of one picture.
-    return torch.cat([to_image(vae.network.decode(latent[None].to(vae.dtype))) for latent in latents])
+    return torch.cat([to_image(vae.network.decode(latent[None].to(vae.dtype))).cpu() for latent in latents])
 
 
 def write_samples(path: str | Path, unet_file: str, vae_file: str, options: SampleOptions, *, device: str) -> None:

@@ -83,7 +83,7 @@ def validate(stage: Stage, batches: dict[str, Batch], device: torch.device) -> O
 
 
 def _psnr_y(output: Tensor, target: Tensor) -> float:
-    return float(metrics.psnr_y(to_image(output), to_image(target)).mean())
+    return float(metrics.psnr_y(to_image(output).cpu(), to_image(target).cpu()).mean())
 
 
 def _spread(paths: list[Path], count: int) -> list[Path]:

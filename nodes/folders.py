@@ -15,6 +15,10 @@ from .host import folder_paths
 FOLDER = "gendr"
 """Key of the folder for what relatives publish: models/gendr, or what extra_model_paths.yaml says."""
 PUBLISHED_SUFFIXES = (".pkl", ".pth", *SUFFIXES)
+OWN_BASES = {"diffusion_models": "diffusion_pytorch_model.safetensors", "vae": "vae.ckpt"}
+"""What TVT publishes in place of a base, in models/gendr too, by the folder where a base is looked for."""
+SHORT_KEY = 3
+"""Letters of a name that others may have in the middle of a word."""
 
 
 def register_folder() -> None:
@@ -42,18 +46,23 @@ def published_path(name: str) -> Path:
 
 def named_after(name: str) -> Relative | None:
     """Return the relative that a file is named after; None where it has another name."""
-    words = _letters(PurePath(name).stem)
-    return next((relative for relative in RELATIVES if _letters(relative.key) in words), None)
+    stem = PurePath(name).stem
+    letters, words = _letters(stem), re.split(r"[^a-z0-9]+", stem.casefold())
+    keys = ((relative, _letters(relative.key)) for relative in RELATIVES)
+    return next((relative for relative, key in keys if key in (words if len(key) <= SHORT_KEY else letters)), None)
 
 
 def base_files(folder: str) -> list[str]:
-    """Return the files that may hold a base network: those of ``folder``, then whole checkpoints.
+    """Return the files that may hold a base network: those of ``folder``, then whole checkpoints, then TVT's own.
 
     Args:
         folder: ``diffusion_models`` or ``vae``.
     """
     own = [name for name in _listed(folder, SUFFIXES) if name not in bundled_weights()]
-    return own + [name for name in _listed("checkpoints", SUFFIXES) if name not in own]
+    register_folder()
+    others = _listed("checkpoints", SUFFIXES)
+    others += [name for name in _listed(FOLDER, (OWN_BASES[folder],)) if PurePath(name).name == OWN_BASES[folder]]
+    return own + [name for name in others if name not in own]
 
 
 def base_path(folder: str, name: str) -> Path:
@@ -62,7 +71,8 @@ def base_path(folder: str, name: str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    return _path((folder, "checkpoints"), name)
+    register_folder()
+    return _path((folder, "checkpoints", FOLDER), name)
 
 
 def output_path(folder: str, name: str) -> Path:

@@ -27,7 +27,7 @@ from ..gendr_core.host import Host, Meter
 from ..gendr_core.model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
 from ..gendr_core.plan import StagePlan, band_sizes
 from ..gendr_core.sketch import decode_cost, encode_cost, vae_kind
-from ..gendr_core.spec import SPATIAL_FACTOR, ModelSpec, UNetArch
+from ..gendr_core.spec import ModelSpec, UNetArch
 from ..gendr_core.windows import BandedFrame
 from .preview import MAX_EDGE, Display
 
@@ -165,6 +165,8 @@ def load_hosted_vae(name: str) -> HostedVAE:
     vae.first_stage_model = ours.network
     vae.patcher = _patcher(ours.network, device, comfy.model_management.vae_offload_device())
     vae.latent_channels = ours.spec.arch.latent_channels
+    # The constructor takes every network of this family for one with 8 pixels per cell.
+    vae.downscale_ratio = vae.upscale_ratio = ours.spec.arch.spatial_factor
     # Later hosts measure the network once; this makes them measure ours.
     vae.size = None
     _run_in_bands(vae, ours, device.type)
@@ -177,19 +179,19 @@ def _run_in_bands(vae: HostedVAE, ours: GenDRVAE, device_type: str) -> None:
     way = StagePlan(bands=band_sizes(device_type)[0])
     meter = Meter(Host(interrupt=_Interrupt()))
     ours.network.run = BandedFrame(way.bands, ours.network.operations, meter=meter)
-    channels = ours.spec.arch.latent_channels
-    unet = ModelSpec(arch=UNetArch(in_channels=channels, out_channels=channels))
+    channels, cell_px = ours.spec.arch.latent_channels, ours.spec.arch.spatial_factor
+    unet = ModelSpec(arch=UNetArch(in_channels=channels, out_channels=channels), cell_px=cell_px)
     kind = vae_kind(ours)
 
     def encode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
         """Return the peak for one of the images [B, C, H, W]."""
         # Cut off to whole cells by the host before they are encoded.
-        height, width = (max(SPATIAL_FACTOR, edge // SPATIAL_FACTOR * SPATIAL_FACTOR) for edge in shape[-2:])
+        height, width = (max(cell_px, edge // cell_px * cell_px) for edge in shape[-2:])
         return encode_cost(unet, kind, Extent(height, width), way, device_type).peak_bytes
 
     def decode_bytes(shape: "Sequence[int]", _dtype: torch.dtype) -> int:
         """Return the peak for one of the latents [B, C, h, w]."""
-        height, width = (SPATIAL_FACTOR * edge for edge in shape[-2:])
+        height, width = (cell_px * edge for edge in shape[-2:])
         return decode_cost(unet, kind, Extent(height, width), way, device_type).peak_bytes
 
     vae.memory_used_encode, vae.memory_used_decode = encode_bytes, decode_bytes

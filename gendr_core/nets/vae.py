@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
         entry = (widths[0], *widths[:-1])
         self.down_blocks = nn.ModuleList(DownStage(make, arch, c, level) for level, c in enumerate(entry))
-        self.mid_block = Middle(make, arch)
+        self.mid_block = Middle(make, arch) if arch.mid_block else None
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[-1], NORM_EPS)
         self.conv_out = make.conv(widths[-1], 2 * arch.latent_channels, padding=1)
 
@@ -78,11 +78,12 @@ class Encoder(nn.Module):
                 x = run.resnet(resnet, x, owned=True)
             if stage.downsamplers is not None:
                 x = run.downsample(layers_of(stage.downsamplers, Downsample)[0], x)
-        before, after = layers_of(self.mid_block.resnets, ResnetBlock)
-        x = run.resnet(before, x, owned=True)
-        if self.mid_block.attentions is not None:
-            x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
-        x = run.resnet(after, x, owned=True)
+        if self.mid_block is not None:
+            before, after = layers_of(self.mid_block.resnets, ResnetBlock)
+            x = run.resnet(before, x, owned=True)
+            if self.mid_block.attentions is not None:
+                x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
+            x = run.resnet(after, x, owned=True)
         return run.output(self.conv_norm_out, self.conv_out, x)
 
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = arch.block_out_channels
         self.conv_in = make.conv(arch.latent_channels, widths[-1], padding=1)
-        self.mid_block = Middle(make, arch)
+        self.mid_block = Middle(make, arch) if arch.mid_block else None
         entry = (*widths[1:], widths[-1])
         self.up_blocks = nn.ModuleList(UpStage(make, arch, entry[i], i) for i in reversed(range(len(widths))))
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
@@ -104,11 +105,12 @@ class Decoder(nn.Module):
         """Return [B, 3, H, W] from [B, latent_channels, h, w]."""
         # All in one function, as in the encoder.
         x = run.convolution(self.conv_in, latent)
-        before, after = layers_of(self.mid_block.resnets, ResnetBlock)
-        x = run.resnet(before, x, owned=True)
-        if self.mid_block.attentions is not None:
-            x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
-        x = run.resnet(after, x, owned=True)
+        if self.mid_block is not None:
+            before, after = layers_of(self.mid_block.resnets, ResnetBlock)
+            x = run.resnet(before, x, owned=True)
+            if self.mid_block.attentions is not None:
+                x = run.attention(layers_of(self.mid_block.attentions, FrameAttention)[0], x)
+            x = run.resnet(after, x, owned=True)
         for stage in layers_of(self.up_blocks, UpStage):
             for resnet in layers_of(stage.resnets, ResnetBlock):
                 x = run.resnet(resnet, x, owned=True)
@@ -139,6 +141,8 @@ class VAE(nn.Module):
         super().__init__()
         self.arch = arch
         self.operations = operations
+        self.channels_last = False
+        """Whether frames are best in that order on any device, as fused norms and their convolutions read them."""
         self.run = WholeFrame()
         """How a frame runs where the caller does not say; a host that calls the network by itself gets this."""
         make = Factory(operations, device, dtype)

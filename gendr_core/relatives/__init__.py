@@ -11,6 +11,7 @@ from .pisasr import PISASR
 from .refused import REFUSED, Refused, recognise_refused
 from .relative import Bases, Degradation, Merged, Published, Relative
 from .s3diff import S3DIFF
+from .tvt import TVT
 
 __all__ = [
     "REFUSED",
@@ -25,7 +26,7 @@ __all__ = [
     "find_relative",
 ]
 
-RELATIVES = (OSEDIFF, PISASR, HYPIR, S3DIFF)
+RELATIVES = (OSEDIFF, PISASR, HYPIR, S3DIFF, TVT)
 
 
 def find_relative(name: str) -> Relative:

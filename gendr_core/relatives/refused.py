@@ -19,13 +19,6 @@ class Refused:
 
 REFUSED = (
     Refused(
-        key="tvt",
-        title="TVT",
-        reason="its VAE has 4 pixels per latent cell and no middle block, and its UNet a fifth level to match; GenDR's"
-        " stages and plans are made for 8 pixels per cell",
-        mark=re.compile(r"state_dict/vaeDe4\.|state_dict_unet/up_blocks\.4\."),
-    ),
-    Refused(
         key="tsd-sr",
         title="TSD-SR",
         reason="its network is the transformer of Stable Diffusion 3, not a UNet",

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapters import State
 from ..errors import CheckpointError
 from ..pickled_child import SEPARATOR
-from ..spec import alpha_bar, one_step_coefficients
+from ..spec import SPATIAL_FACTOR, alpha_bar, one_step_coefficients
 
 SD2_BASE = "Stable Diffusion 2.1 base (512 px)"
 SD_TURBO = "SD-Turbo"
@@ -58,7 +58,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Bases:
-    """Weights of the base model under diffusers names."""
+    """Weights of the base model, or of what a relative publishes in its place, under diffusers names."""
 
     unet: State
     vae: State
@@ -94,6 +94,10 @@ class Relative:
     coefficients: tuple[float, float]
     """(c_skip, c_out), see ``ModelSpec``."""
     guidance: float = 1.0
+    cell_px: int = SPATIAL_FACTOR
+    """Output pixels per latent cell of its VAE."""
+    pickled_vae: bool = False
+    """Whether it publishes a VAE of its own, pickled, in place of the base's."""
     marks: frozenset[str]
     """Names in its file that no other relative's has; none for a plain list of adapters."""
     parts: tuple[str, ...] = ("",)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gendr_core.checkpoint import read_unet, read_vae
+from gendr_core.errors import CheckpointError
 from gendr_core.nets import VAE, UNet
 from gendr_core.spec import SPATIAL_FACTOR, ModelSpec, Prediction, UNetArch
 
@@ -50,9 +51,14 @@ class FrozenVAE:
             path: VAE file.
 
         Raises:
-            CheckpointError: the file is not usable.
+            CheckpointError: the file is not usable, or its latent cells are not those of the stages.
         """
         file = read_vae(path)
+        if file.spec.arch.spatial_factor != SPATIAL_FACTOR:
+            raise CheckpointError(
+                f"expected a VAE with {SPATIAL_FACTOR} pixels per latent cell to train with, got one with"
+                f" {file.spec.arch.spatial_factor}: choose VAE16, or another with four levels"
+            )
         vae = VAE(file.spec.arch)
         vae.load_state_dict({name: value.float() for name, value in file.state.items()})
         return cls(vae, file.spec.latent_scaling)

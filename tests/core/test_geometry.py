@@ -15,10 +15,12 @@ from gendr_core.geometry import (
     Padding,
     Span,
     output_extent,
+    pad_multiple,
     padding_to_multiple,
     partition,
     tile_spans,
 )
+from gendr_core.spec import ModelSpec, UNetArch
 
 edges = st.integers(1, 4096)
 extents = st.builds(Extent, edges, edges)
@@ -74,6 +76,14 @@ def test_padding_is_the_least_and_even(extent: Extent, multiple: int) -> None:
     assert padded.width - extent.width < multiple
     assert padding.right - padding.left in (0, 1)
     assert padding.bottom - padding.top in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "cell_px", "expected"), [(4, 8, 64), (5, 4, 64), (2, 8, 64), (1, 2, 64), (5, 8, 128), (4, 16, 128)]
+)
+def test_edges_divide_by_a_cell_times_the_strides_of_the_unet(levels: int, cell_px: int, expected: int) -> None:
+    arch = UNetArch(block_out_channels=(64,) * levels, attention_levels=(False,) * levels)
+    assert pad_multiple(ModelSpec(arch=arch, cell_px=cell_px)) == expected
 
 
 def test_odd_padding_goes_right_and_down() -> None:

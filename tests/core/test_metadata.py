@@ -80,6 +80,21 @@ def test_vae_metadata_round_trip() -> None:
     assert vae_spec(vae_arch(values), values, SpecOverrides(latent_scaling=0.5)).latent_scaling == 0.5
 
 
+def test_cells_and_a_missing_middle_are_said_where_they_are_unusual() -> None:
+    unet, vae = ModelSpec(arch=UNetArch()), VAESpec(arch=VAEArch())
+    for kind, spec in (("unet", unet), ("vae16", vae)):
+        text = dump_metadata(kind, spec)["gendr"]  # type: ignore[arg-type]
+        assert "cell_px" not in text
+        assert "mid_block" not in text
+    small = replace(unet, cell_px=4)
+    assert json.loads(dump_metadata("unet", small)["gendr"])["cell_px"] == 4
+    assert read_back(dump_metadata("unet", small)) == small
+    bare = VAESpec(arch=VAEArch(block_out_channels=(32, 64, 64), mid_attention=False, mid_block=False))
+    values = parse_metadata(dump_metadata("vae16", bare), "vae16")
+    assert values is not None
+    assert vae_spec(vae_arch(values), values, NONE) == bare
+
+
 def test_texts_may_be_left_out() -> None:
     assert read_back(changed(title=None, license=None, source=None, trained_on=None)).title == ""
 
@@ -114,6 +129,8 @@ WRONG = {
     "prediction": ({"prediction": "x0"}, "expected prediction to be one of epsilon, v_prediction, got 'x0'"),
     "number prediction": ({"prediction": 3}, "expected text as prediction of the UNet, got 3"),
     "title": ({"title": ["x"]}, "expected text as title of the UNet"),
+    "text cells": ({"cell_px": "4"}, "expected an integer as cell_px of the UNet, got '4'"),
+    "cells of pixels": ({"cell_px": 4}, "expected cell_px 8 with front pixel_unshuffle8, got 4"),
     "arch": ({"arch": [1]}, r"expected an object as arch in the metadata, got \[1\]"),
     "no arch": ({"arch": None}, "expected an object as arch in the metadata, got None"),
     "arch gap": ({"arch": {"in_channels": 4}}, "arch in the GenDR metadata lacks attention_levels, block_out_channels"),
@@ -146,7 +163,8 @@ def test_metadata_that_is_no_object(text: str, message: str) -> None:
 
 def test_a_file_without_folds_is_what_it_was_before_there_were_any() -> None:
     spec = VAESpec(arch=VAEArch(), license="MIT")
-    arch = {field.name: getattr(VAEArch(), field.name) for field in fields(VAEArch)}
+    names = [field.name for field in fields(VAEArch) if field.name != "mid_block"]
+    arch = {name: getattr(VAEArch(), name) for name in names}
     texts = {"title": "", "license": "MIT", "source": "", "trained_on": ""}
     values = {"format": 1, "kind": "vae16", "arch": arch, "latent_scaling": 0.2614, **texts}
     assert dump_metadata("vae16", spec) == dump_metadata("vae16", spec, ()) == {"gendr": json.dumps(values)}

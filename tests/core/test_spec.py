@@ -69,6 +69,8 @@ def test_impossible_unets(fields: dict[str, object], message: str) -> None:
         ({"c_out": math.nan}, "finite c_out"),
         ({"latent_scaling": 0.0}, "latent_scaling above 0"),
         ({"front": "pixel_unshuffle8"}, "192 channels with front pixel_unshuffle8, got 16"),
+        ({"cell_px": 1}, "2, 4, 8 or 16 pixels per latent cell, got 1"),
+        ({"cell_px": 12}, "2, 4, 8 or 16 pixels per latent cell, got 12"),
     ],
 )
 def test_impossible_specs(fields: dict[str, object], message: str) -> None:
@@ -83,6 +85,23 @@ def test_skip_needs_equal_channels() -> None:
         ModelSpec(arch=arch, front="pixel_unshuffle8")
 
 
-def test_vae_must_have_8_pixels_per_cell() -> None:
-    with pytest.raises(CheckpointError, match="8 pixels per latent cell, got 4"):
-        VAESpec(arch=VAEArch(block_out_channels=(128, 256, 512)))
+def test_pixel_shuffle_has_cells_of_8_pixels() -> None:
+    arch = UNetArch(in_channels=192, out_channels=192)
+    with pytest.raises(CheckpointError, match="cell_px 8 with back pixel_shuffle8, got 4"):
+        ModelSpec(arch=arch, back="pixel_shuffle8", cell_px=4)
+
+
+@pytest.mark.parametrize("levels", range(1, 9))
+def test_a_vae_doubles_the_pixels_per_cell_with_each_level(levels: int) -> None:
+    arch = VAEArch(block_out_channels=(32,) * levels)
+    assert arch.spatial_factor == 2 ** (levels - 1)
+    if levels in (2, 3, 4, 5):
+        assert VAESpec(arch=arch).arch == arch
+    else:
+        with pytest.raises(CheckpointError, match=f"8 or 16 pixels per latent cell, got {arch.spatial_factor}"):
+            VAESpec(arch=arch)
+
+
+def test_attention_in_the_middle_needs_a_middle() -> None:
+    with pytest.raises(CheckpointError, match="mid_attention false in a VAE without a middle block"):
+        VAEArch(mid_block=False)

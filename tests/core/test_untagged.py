@@ -43,12 +43,14 @@ def test_unet_arch_from_shapes(data: st.DataObject, levels: int, layers: int) ->
 @settings(max_examples=12, deadline=None)
 @given(data=st.data(), levels=st.integers(1, 5), layers=st.integers(1, 3))
 def test_vae_arch_from_shapes(data: st.DataObject, levels: int, layers: int) -> None:
+    mid_block = data.draw(st.booleans())
     arch = VAEArch(
         latent_channels=data.draw(st.sampled_from((4, 16))),
         block_out_channels=tuple(data.draw(WIDTHS) for _ in range(levels)),
         layers_per_block=layers,
         quant_conv=data.draw(st.booleans()),
-        mid_attention=data.draw(st.booleans()),
+        mid_attention=mid_block and data.draw(st.booleans()),
+        mid_block=mid_block,
     )
     assert infer_vae_arch(vae_shapes(arch)) == arch
 

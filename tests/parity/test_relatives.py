@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from relative_files import DEGRADATION, FILES, picture, write_bases, write_published
+from relative_files import DEGRADATION, FILES, picture, write_bases, write_published, write_tvt_bases
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,14 +31,16 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
 def folder(tmp_path: Path) -> Path:
     """Bases and prompts."""
     write_bases(tmp_path)
+    write_tvt_bases(tmp_path)
     return tmp_path
 
 
 def restored(folder: Path, key: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """Convert; return the latents of every UNet, the latent they began with, and the picture of the first."""
+    unet, vae = (folder / "TVTUNet", folder / "vae.ckpt") if key == "tvt" else (folder, folder)
     conversion = Conversion(
         relative=find_relative(key),
-        sources=Sources(adapter=write_published(folder / "published.safetensors", key), unet=folder, vae=folder),
+        sources=Sources(adapter=write_published(folder / "published.safetensors", key), unet=unet, vae=vae),
         degradation=DEGRADATION if key == "s3diff" else None,
         dtype=torch.float32,
     )
@@ -72,7 +74,7 @@ def test_the_records_would_show_an_adapter_that_was_left_out(
     folder: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = load_file(RECORDS / f"{key}.safetensors")
-    for module in ("osediff", "pisasr", "hypir", "s3diff"):
+    for module in ("osediff", "pisasr", "hypir", "s3diff", "tvt"):
         monkeypatch.setattr(f"gendr_core.relatives.{module}.merge", lambda base, *_: dict(base))
     latents, _, _ = restored(folder, key)
     assert relative_error(latents[0], record["latent"]) > 100 * TOLERANCE

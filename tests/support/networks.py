@@ -52,9 +52,16 @@ def tiny_unet(channels: int = 4, *, negative: bool = False, **spec: object) -> G
     )
 
 
-def tiny_vae() -> GenDRVAE:
-    """Return a VAE with 4 latent channels and 8 pixels per cell."""
-    arch = VAEArch(latent_channels=4, block_out_channels=(8, 8, 8, 16), layers_per_block=1, norm_groups=4)
+def tiny_vae(cell_px: int = 8) -> GenDRVAE:
+    """Return a VAE with 4 latent channels and 4 or 8 pixels per cell; that of 4 has no middle block, as TVT's."""
+    arch = VAEArch(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 16) if cell_px == 8 else (8, 8, 16),
+        layers_per_block=1,
+        norm_groups=4,
+        mid_attention=cell_px == 8,
+        mid_block=cell_px == 8,
+    )
     network = VAE(arch)
     seeded(network, 4)
     return GenDRVAE(network=network, spec=VAESpec(arch=arch), dtype=torch.float32)

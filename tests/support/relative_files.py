@@ -27,6 +27,17 @@ UNET_ARCH = UNetArch(
     cross_attention_dim=32,
 )
 VAE_ARCH = VAEArch(latent_channels=4, block_out_channels=(32, 32, 64, 64), layers_per_block=1)
+TVT_UNET_ARCH = UNetArch(
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(64, 64, 64, 128, 128),
+    attention_levels=(False, True, True, True, False),
+    layers_per_block=1,
+    cross_attention_dim=32,
+)
+TVT_VAE_ARCH = VAEArch(latent_channels=4, block_out_channels=(32, 64, 64), mid_attention=False, mid_block=False)
+TVT_TRAINED = ("down_blocks.0", "up_blocks.3.upsamplers.0", "up_blocks.4", "conv_in", "conv_out")
+"""What TVT's file has whole, by parts of the names."""
 TOKENS = 5
 RANK = 4
 S3DIFF_RANKS = {"unet": 8, "vae": 4}
@@ -61,6 +72,20 @@ def base_vae() -> dict[str, Tensor]:
     return state
 
 
+@cache
+def tvt_unet() -> dict[str, Tensor]:
+    """Return the UNet in TVT's folder TVTUNet, likewise."""
+    return _weights("tvt unet", UNet(TVT_UNET_ARCH, device="meta").state_dict())
+
+
+@cache
+def tvt_vae() -> dict[str, Tensor]:
+    """Return the VAE in TVT's vae.ckpt, likewise and without its prefix."""
+    state = _weights("tvt vae", VAE(TVT_VAE_ARCH, device="meta").state_dict())
+    state["decoder.conv_out.weight"] *= 0.3
+    return state
+
+
 def prompts() -> dict[str, Tensor]:
     """Return both embeddings under the names of a prompt file."""
     return {
@@ -80,6 +105,17 @@ def write_bases(folder: Path) -> tuple[Path, Path, Path]:
         save_file(state, folder / name / "diffusion_pytorch_model.safetensors")
     save_file(prompts(), folder / "prompts.safetensors")
     return folder, folder, folder / "prompts.safetensors"
+
+
+def write_tvt_bases(folder: Path) -> tuple[Path, Path, Path]:
+    """Write what TVT publishes beside its adapters and a prompt file; return folder TVTUNet, vae.ckpt and that file."""
+    (folder / "TVTUNet" / "unet").mkdir(parents=True, exist_ok=True)
+    save_file(tvt_unet(), folder / "TVTUNet" / "unet" / "diffusion_pytorch_model.safetensors")
+    state = {f"vaeDe4.{name}": tensor for name, tensor in tvt_vae().items()}
+    trained_beside = {"loss.discriminator.main.0.weight": noise("discriminator", (8, 3, 4, 4))}
+    torch.save({"epoch": 1, "global_step": 2, "state_dict": {**state, **trained_beside}}, folder / "vae.ckpt")
+    save_file(prompts(), folder / "prompts.safetensors")
+    return folder / "TVTUNet", folder / "vae.ckpt", folder / "prompts.safetensors"
 
 
 def osediff() -> File:
@@ -161,6 +197,23 @@ def s3diff() -> File:
     return file
 
 
+def tvt() -> File:
+    """Return what model_TVT.pkl holds."""
+    unet = tvt_unet()
+    parts = _parts(unet, decoder_ends=("up_blocks",))
+    tensors: dict[str, Tensor] = {}
+    for part, layers in parts.items():
+        tensors.update(_adapters(unet, layers, f"default_{part}", RANK))
+    adapted = {layer for layers in parts.values() for layer in layers}
+    for name, tensor in unet.items():
+        layer, _, leaf = name.rpartition(".")
+        if any(part in name for part in TVT_TRAINED):
+            saved = f"{layer}.base_layer.{leaf}" if layer in adapted else name
+            tensors[saved] = tensor + noise(f"trained {name}", tensor.shape, 0.05)
+    lists = {f"unet_lora_{part}_modules": layers for part, layers in parts.items()}
+    return {**lists, "rank_unet": RANK, "state_dict_unet": tensors}
+
+
 def write_published(path: Path, relative: str) -> Path:
     """Write what a relative publishes and return ``path``: as safetensors where it ends so, else pickled."""
     file = FILES[relative]()
@@ -174,7 +227,7 @@ def write_published(path: Path, relative: str) -> Path:
     return path
 
 
-FILES = {"osediff": osediff, "pisa-sr": pisa_sr, "hypir-sd2": hypir, "s3diff": s3diff}
+FILES = {"osediff": osediff, "pisa-sr": pisa_sr, "hypir-sd2": hypir, "s3diff": s3diff, "tvt": tvt}
 """What each relative publishes, by its name on the command line."""
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from networks import seeded, tiny_unet
+from networks import seeded, tiny_unet, tiny_vae
 from safetensors.torch import save_file
 
 from gendr_core.checkpoint import write_unet, write_vae
@@ -11,6 +11,8 @@ from gendr_core.nets import VAE
 from gendr_core.spec import VAEArch, VAESpec
 
 PIXEL, LATENT, TINY_VAE = "tiny-pixel.safetensors", "tiny-latent.safetensors", "tiny-vae.safetensors"
+LATENT_4PX, VAE_4PX = "tiny-latent-4px.safetensors", "tiny-vae-4px.safetensors"
+"""A pair with 4 pixels per latent cell."""
 
 
 def write_tiny_weights(models: Path) -> None:
@@ -24,6 +26,13 @@ def write_tiny_weights(models: Path) -> None:
         write_unet(unets / name, unet.spec, unet.network.state_dict(), unet.positive, unet.negative)
     arch = VAEArch(block_out_channels=(8, 8, 8, 16), layers_per_block=1, norm_groups=4)
     write_vae(vaes / TINY_VAE, VAESpec(arch=arch), seeded(VAE(arch), 4).state_dict())
+
+
+def write_small_cells(models: Path) -> None:
+    """Write, beside them, a UNet of 4 channels and its VAE, both for cells of 4 pixels."""
+    unet, vae = tiny_unet(4, cell_px=4), tiny_vae(4)
+    write_unet(models / "diffusion_models" / LATENT_4PX, unet.spec, unet.network.state_dict(), unet.positive)
+    write_vae(models / "vae" / VAE_4PX, vae.spec, vae.network.state_dict())
 
 
 WRONG_UNETS = {
