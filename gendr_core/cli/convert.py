@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="FILE", help="the file that the relative publishes")
     base = "of the base model: a diffusers folder or a .safetensors file, whole checkpoints included"
     parser.add_argument("--unet", required=True, metavar="PATH", help=f"UNet {base}")
-    parser.add_argument("--vae", required=True, metavar="PATH", help=f"VAE {base}")
+    parser.add_argument("--vae", required=True, metavar="PATH", help=f"VAE {base}; for tvt its own vae.ckpt")
     parser.add_argument(
         "--prompt",
         required=True,

@@ -24,6 +24,8 @@ SIZES = {1: Extent(1024, 1024), 8: Extent(2160, 3840)}
 PLENTY_BYTES = 2**62
 SD_VAE = VAEArch(latent_channels=4, block_out_channels=(128, 256, 512, 512))
 """The VAE of SD 1 and 2, which relatives work on; 83,653,863 parameters."""
+TVT_VAE = VAEArch(latent_channels=4, block_out_channels=(128, 256, 256), mid_attention=False, mid_block=False)
+"""That of TVT, the one relative with cells of 4 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,8 @@ class Forecast:
 def forecast(spec: ModelSpec | VAESpec, header: Header) -> Forecast | None:
     """Return how much memory a file takes on the processor; None where it cannot be run at these sizes.
 
-    A UNet on latents is taken with VAE16, or with SD's VAE if it works on 4 channels, another number of channels as
-    VAE16's shape. A VAE is taken with a full-size UNet.
+    A UNet on latents is taken with VAE16, or with SD's or TVT's VAE if it works on 4 channels of such cells; with
+    other channels or cells, with a VAE of VAE16's widths. A VAE is taken with a full-size UNet.
 
     Args:
         spec: of the file's network.
@@ -74,13 +76,16 @@ def _pair(spec: ModelSpec | VAESpec) -> tuple[ModelSpec, VAESpec | None, str]:
     if isinstance(spec, VAESpec):
         channels = spec.arch.latent_channels
         arch = UNetArch(in_channels=channels, out_channels=channels)
-        return ModelSpec(arch=arch), spec, ", with a full-size UNet"
+        return ModelSpec(arch=arch, cell_px=spec.arch.spatial_factor), spec, ", with a full-size UNet"
     if not spec.needs_vae:
         return spec, None, ""
     channels = spec.arch.in_channels if spec.front == "vae16" else spec.arch.out_channels
-    if channels == SD_VAE.latent_channels:
-        return spec, VAESpec(arch=SD_VAE), ", with the VAE of SD2.1"
-    return spec, VAESpec(arch=VAEArch(latent_channels=channels)), ", with VAE16"
+    for known, title in ((SD_VAE, "SD2.1"), (TVT_VAE, "TVT")):
+        if (channels, spec.cell_px) == (known.latent_channels, known.spatial_factor):
+            return spec, VAESpec(arch=known), f", with the VAE of {title}"
+    finest, *others = VAEArch().block_out_channels
+    widths = (finest, finest, *others)[-spec.cell_px.bit_length() :]
+    return spec, VAESpec(arch=VAEArch(latent_channels=channels, block_out_channels=widths)), ", with VAE16"
 
 
 def _need(unet: GenDRUNet, vae: GenDRVAE | None, megapixels: int) -> Need:

@@ -36,7 +36,7 @@ from ..model import (
     load_vae,
     resolve_weights,
 )
-from ..spec import ModelSpec
+from ..spec import OPTIONAL_FOLDS, UNET_FOLDS, VAE_FOLDS, Fold, ModelSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BUNDLED_PAIRS = {"gendr-mini-unet16.safetensors": "gendr-mini-vae16.safetensors"}
@@ -63,6 +63,7 @@ class Models:
             "version": version(),
             "device": str(self.device),
             "dtype": dtype_name(self.unet.dtype),
+            "weights": weights_name(self.unet),
             "model": {
                 "title": self.unet.spec.title,
                 "unet": str(self.unet_path),
@@ -82,6 +83,11 @@ def version() -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the command line's name of ``dtype``, one of ``DTYPES``."""
     return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def weights_name(unet: GenDRUNet) -> str:
+    """Return the command line's name of what the weights are in: ``fp8`` or one of ``DTYPES``."""
+    return "fp8" if "fp8" in unet.folds else dtype_name(unet.dtype)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +110,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of weights and computation; auto is fp16 on CUDA and fp32 elsewhere. VAEs of this family overflow fp16:"
         " for auto and fp16 they take bf16 on CUDA and fp32 elsewhere",
+    )
+    group.add_argument(
+        "--weights",
+        choices=("dtype", "fp8"),
+        default="dtype",
+        help="how weights stay in memory: fp8 (float8 e4m3, one scale for every output channel) takes half of what 16"
+        " bits take, changes images a little and is slower; not on mps (default: in --dtype)",
+    )
+    group.add_argument(
+        "--kernels",
+        choices=("torch", "fused"),
+        default="torch",
+        help="fused normalises by kernels of its own, in Triton; only on cuda, not tried on a GPU yet (default torch)",
     )
 
 
@@ -162,6 +181,12 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tile", type=int, metavar="PIXELS", help="edge of a tile, a multiple of 64")
     group.add_argument("--overlap", type=int, metavar="PIXELS", help="overlap of tiles, a multiple of 64")
     group.add_argument("--tile-batch", type=int, metavar="N", help="tiles that run together")
+    group.add_argument(
+        "--frame-batch",
+        type=int,
+        metavar="N",
+        help="small images of one size that run together (default: on CUDA as many as make a megapixel, else 1)",
+    )
 
 
 def restore_options(options: argparse.Namespace) -> RestoreOptions:
@@ -185,6 +210,7 @@ def restore_options(options: argparse.Namespace) -> RestoreOptions:
             tile_px=options.tile,
             overlap_px=options.overlap,
             tile_batch=options.tile_batch,
+            frame_batch=options.frame_batch,
         ),
     )
 
@@ -210,6 +236,12 @@ def choose_dtypes(name: str, device: torch.device) -> tuple[torch.dtype, torch.d
     return dtype, default_vae_dtype(device) if dtype == torch.float16 else dtype
 
 
+def choose_folds(weights: str, kernels: str) -> tuple[tuple[Fold, ...], tuple[Fold, ...]]:
+    """Return the folds of the UNet and of the VAE for ``--weights`` and ``--kernels``."""
+    asked: tuple[Fold, ...] = tuple(fold for fold in OPTIONAL_FOLDS if fold in (weights, kernels))
+    return (*UNET_FOLDS, *asked), (*VAE_FOLDS, *asked)
+
+
 def choose_vae(spec: ModelSpec, unet_path: Path, given: str | None) -> Path | None:
     """Return the VAE file for a UNet, None where it needs none.
 
@@ -230,21 +262,22 @@ def choose_vae(spec: ModelSpec, unet_path: Path, given: str | None) -> Path | No
 
 
 def load_models(options: argparse.Namespace) -> Models:
-    """Return the networks that ``--unet``, ``--vae``, ``--device`` and ``--dtype`` ask for.
+    """Return the networks that ``add_model_options`` asks for.
 
     Raises:
-        OptionError: the device is missing, or the VAE is.
+        OptionError: the device is missing or cannot do what is asked of it, or the VAE is missing.
         CheckpointError: a weight file is missing or cannot be used.
     """
     start = perf_counter()
     device = choose_device(options.device)
     dtype, vae_dtype = choose_dtypes(options.dtype, device)
     unet_path = resolve_weights(options.unet or DEFAULT_UNET)
-    unet = load_unet(unet_path, device=device, dtype=dtype)
+    folds, vae_folds = choose_folds(options.weights, options.kernels)
+    unet = load_unet(unet_path, device=device, dtype=dtype, folds=folds)
     vae_path = choose_vae(unet.spec, unet_path, options.vae)
     return Models(
         unet=unet,
-        vae=None if vae_path is None else load_vae(vae_path, device=device, dtype=vae_dtype),
+        vae=None if vae_path is None else load_vae(vae_path, device=device, dtype=vae_dtype, folds=vae_folds),
         unet_path=unet_path,
         vae_path=vae_path,
         device=device,

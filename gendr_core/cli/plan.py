@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import read_unet, read_vae
 from ..errors import OptionError
 from ..geometry import Extent
+from ..layouts import SCALE_SUFFIX
 from ..memory import format_bytes
 from ..model import DEFAULT_UNET, GenDRUNet, GenDRVAE, resolve_weights, runnable_folds
 from ..pipeline import check_pair
@@ -22,9 +23,6 @@ from ..planner import Planner, Task
 from ..sketch import UNetKind, VAEKind, sketched_unet, sketched_vae
 from ..spec import (
     PROMPT_TOKENS,
-    SPATIAL_FACTOR,
-    UNET_FOLDS,
-    VAE_FOLDS,
     ModelSpec,
     UNetArch,
     VAEArch,
@@ -37,9 +35,11 @@ from .options import (
     add_restore_options,
     choose_device,
     choose_dtypes,
+    choose_folds,
     choose_vae,
     dtype_name,
     restore_options,
+    weights_name,
 )
 
 SUMMARY = "Say how a restoration would run and what memory and computation it takes, before anything does."
@@ -91,7 +91,7 @@ def _device_type(name: str) -> str:
 
 def _report(plan: Plan, unet: GenDRUNet, vae: GenDRVAE | None) -> dict[str, Any]:
     networks: list[nn.Module] = [unet.network, *([] if vae is None else [vae.network])]
-    latent = Extent(plan.padded.height // SPATIAL_FACTOR, plan.padded.width // SPATIAL_FACTOR)
+    latent = Extent(plan.padded.height // unet.spec.cell_px, plan.padded.width // unet.spec.cell_px)
     sizes = {"input": plan.input, "output": plan.output, "padded": plan.padded, "latent": latent}
     step = plan.stages["step"]
     return {
@@ -99,12 +99,13 @@ def _report(plan: Plan, unet: GenDRUNet, vae: GenDRVAE | None) -> dict[str, Any]
         "mode": step.mode,
         "device": plan.device_type,
         "dtype": dtype_name(unet.dtype),
+        "weights": weights_name(unet),
         **{name: [size.width, size.height] for name, size in sizes.items()},
         "frames": plan.frames,
         "passes": plan.passes,
         "window_cells": None if step.windows is None else step.windows.size,
         "tiles": _tiles(step),
-        "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
+        "parameters": sum(map(_num_parameters, networks)),
         "weight_bytes": max(plan.weight_bytes.values()),
         "flops": plan.flops,
         "peak_bytes": plan.peak_bytes,
@@ -122,14 +123,19 @@ def _report(plan: Plan, unet: GenDRUNet, vae: GenDRVAE | None) -> dict[str, Any]
     }
 
 
+def _num_parameters(network: nn.Module) -> int:
+    """Return how many there are; the scales of weights in 8 bits are no more than a part of these."""
+    return sum(weight.numel() for name, weight in network.named_parameters() if not name.endswith(SCALE_SUFFIX))
+
+
 def _tiles(step: StagePlan) -> dict[str, int | str] | None:
     """Return sizes in output pixels; None where the frame runs as a whole."""
     if step.tiles is None:
         return None
     tiles = step.tiles
     return {
-        "size_px": tiles.size * SPATIAL_FACTOR,
-        "overlap_px": tiles.overlap * SPATIAL_FACTOR,
+        "size_px": tiles.size_px,
+        "overlap_px": tiles.overlap_px,
         "batch": tiles.batch,
         "canvas": tiles.canvas,
     }
@@ -140,7 +146,8 @@ def _sketch_models(options: argparse.Namespace, device_type: str) -> tuple[GenDR
     if options.arch is not None and (options.unet is not None or options.vae is not None):
         raise OptionError("expected either --arch or weight files, got both: drop --arch, or --unet and --vae")
     dtype, vae_dtype = choose_dtypes(options.dtype, torch.device(device_type))
-    folds, vae_folds = runnable_folds(UNET_FOLDS, device_type, dtype), frozenset(VAE_FOLDS)
+    asked = choose_folds(options.weights, options.kernels)
+    folds, vae_folds = (runnable_folds(folds, device_type, dtype) for folds in asked)
     if options.arch == "full":
         full = sketched_unet(UNetKind(ModelSpec(arch=UNetArch()), dtype, folds), PROMPT_TOKENS, guidable=True)
         return full, sketched_vae(VAEKind(VAESpec(arch=VAEArch()), vae_dtype, vae_folds))
@@ -170,7 +177,7 @@ def _text(plan: Plan, report: dict[str, Any]) -> str:
     weights = format_bytes(report["weight_bytes"])
     lines += [
         f"passes     {plan.passes}",
-        f"weights    {report['parameters']:,} parameters, {weights} in {report['dtype']}",
+        f"weights    {report['parameters']:,} parameters, {weights} in {report['weights']}",
         "",
         f"{'stage':<10} {'TFLOP':>10} {'activations':>12}",
         *(

@@ -1,42 +1,26 @@
 """``gendr restore``: image files in, restored image files out.
 
-Role: joins ``files`` (what to read and write), ``image_io`` and ``pipeline.restore``; of several files, ``overlap``
-reads the next and writes the last while one is restored. A file that fails does not stop the ones after it.
+Role: settles what is asked before the first image is read: ``files`` says what to read and write, ``groups`` which of
+them go through the networks together, and ``line`` takes them through.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
-
-from PIL import Image
-from torch import Tensor
 
 from ..config import MAX_FEATHER_PX, RestoreOptions
 from ..errors import OptionError
 from ..finish import Guides
-from ..host import Host
-from ..image_io import BIT_DEPTHS, read_image, write_image
-from ..pipeline import restore
+from ..image_io import read_image
 from ..samples import BitDepth
 from ..tensors import luma
 from .bar import Bar
-from .failures import FAILURES, report_failure
-from .files import (
-    FORMATS,
-    TIFF_SUFFIXES,
-    Job,
-    Naming,
-    check_alpha,
-    check_format,
-    check_targets,
-    fitting_depth,
-    plan_jobs,
-)
+from .files import FORMATS, Job, Naming, check_format, check_targets, plan_jobs
+from .groups import group_jobs
+from .line import Files, Handling
 from .options import (
-    Models,
     add_common_options,
     add_memory_options,
     add_model_options,
@@ -44,45 +28,10 @@ from .options import (
     load_models,
     restore_options,
 )
-from .overlap import Stages, run_line
+from .overlap import run_line
 
 SUMMARY = "Restore and enlarge images in one diffusion step."
 BIT_DEPTH_NAMES: dict[str, BitDepth | None] = {"auto": None, "8": 8, "16": 16, "32": 32}
-AHEAD_BYTES, BEHIND_BYTES = 64 << 20, 192 << 20
-"""Largest image, as float32, that stands read or waits to be written while another is restored: 4 megapixels, taken for
-RGBA, and 16 in RGB. With what decoders and encoders take beside them they stay within the GiB that a plan leaves free
-(``memory.reserve_bytes``)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileResult:
-    """What happened to one file; sizes are [width, height] in pixels."""
-
-    input: str
-    output: str
-    input_size: list[int] | None = None
-    output_size: list[int] | None = None
-    channels: int | None = None
-    bit_depth: int | None = None
-    """Of the output, per channel."""
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """Of reading, restoring and handling."""
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Handling:
-    """How results are stored and failures shown."""
-
-    bit_depth: BitDepth | None
-    """None keeps the input's."""
-    quality: int
-    guides: Guides
-    """Pictures that the results depend on."""
-    debug: bool
-    """Whether failures show their traceback."""
-    lines: bool
-    """Whether successes are told on stdout, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,18 +94,19 @@ def run(options: argparse.Namespace) -> bool:
     settings = replace(restore_options(options), feather_px=options.feather)
     jobs, handling = _settle(options)
     models = load_models(options)
+    groups = group_jobs(jobs, models, settings)
     bar = Bar(len(jobs), quiet=options.quiet)
-    files = _Files(jobs, models, settings, handling, bar)
+    files = Files(groups, models, settings, handling, bar)
     try:
-        run_line(jobs, files.stages())
+        run_line(groups, files.stages())
         bar.finish()
     finally:
         bar.close()
     if options.json:
         seconds = {"load": round(models.load_s, 4), "total": round(perf_counter() - start, 4)}
-        results = [asdict(result) for result in files.results]
+        results = [asdict(files.results[job]) for job in jobs]
         print(json.dumps({**models.describe(), "seconds": seconds, "files": results}, indent=2))
-    return not any(result.error for result in files.results)
+    return not any(result.error for result in files.results.values())
 
 
 def _settle(options: argparse.Namespace) -> tuple[list[Job], Handling]:
@@ -189,108 +139,3 @@ def _read_guides(options: argparse.Namespace, num_jobs: int) -> Guides:
     if options.color_reference is not None:
         reference = read_image(options.color_reference).image
     return Guides(mask=mask, color_reference=reference)
-
-
-def _is_small(path: Path) -> bool:
-    """Tell by its header whether an image may be read ahead; of TIFF, which Pillow does not know all of, none may."""
-    suffix = path.suffix.lower()
-    form = Image.registered_extensions().get(suffix)
-    if form not in Image.OPEN or suffix not in BIT_DEPTHS or suffix in TIFF_SUFFIXES:
-        return False
-    try:
-        with path.open("rb") as file:
-            width, height = Image.OPEN[form][0](file, str(path)).size  # Why not Image.open: see image_io.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False  # What is wrong with it is told in its place.
-    return width * height * 4 * 4 <= AHEAD_BYTES
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _InHand:
-    """A file between two stages."""
-
-    image: Tensor
-    """[1, H, W, C] in 0 to 1: the input, later the result."""
-    icc: bytes | None
-    bit_depth: BitDepth
-    """Of the output."""
-    input_size: list[int]
-    seconds: dict[str, float]
-
-
-class _Files:
-    """The stages of a file, and what happened to those that ended."""
-
-    def __init__(
-        self, jobs: Sequence[Job], models: Models, settings: RestoreOptions, handling: Handling, bar: Bar
-    ) -> None:
-        self.results: list[FileResult] = []
-        self._places = {job: index for index, job in enumerate(jobs)}
-        self._models, self._settings, self._handling, self._bar = models, settings, handling, bar
-
-    def stages(self) -> Stages[Job, _InHand, _InHand]:
-        # A budget that the user names counts all that there is beside the image, unless it is that of a GPU.
-        overlaps = self._settings.memory.budget_bytes is None or self._models.device.type == "cuda"
-        return Stages(
-            read=self._read,
-            work=self._restore,
-            write=self._write,
-            fail=self._fail,
-            failures=FAILURES,
-            reads_ahead=lambda job: overlaps and _is_small(job.source),
-            writes_behind=lambda result: overlaps and result.image.nbytes <= BEHIND_BYTES,
-        )
-
-    def _read(self, job: Job) -> _InHand:
-        start = perf_counter()
-        file = read_image(job.source)
-        _, height, width, channels = file.image.shape
-        check_alpha(job.target, channels)
-        return _InHand(
-            image=file.image,
-            icc=file.icc,
-            bit_depth=self._handling.bit_depth or fitting_depth(job.target, file.bit_depth),
-            input_size=[width, height],
-            seconds={"read": _since(start)},
-        )
-
-    def _restore(self, job: Job, file: _InHand) -> _InHand:
-        self._bar.begin_file(self._places[job])
-        start = perf_counter()
-        unet, vae = self._models.unet, self._models.vae
-        host = Host(progress=self._bar)
-        image = restore(file.image, unet, vae, self._settings, host=host, guides=self._handling.guides)
-        return replace(file, image=image, seconds={**file.seconds, "restore": _since(start)})
-
-    def _write(self, job: Job, result: _InHand) -> None:
-        start = perf_counter()
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(job.target, result.image, result.bit_depth, icc=result.icc, quality=self._handling.quality)
-        _, height, width, channels = result.image.shape
-        self.results.append(
-            FileResult(
-                input=str(job.source),
-                output=str(job.target),
-                input_size=result.input_size,
-                output_size=[width, height],
-                channels=channels,
-                bit_depth=result.bit_depth,
-                seconds={**result.seconds, "write": _since(start)},
-            )
-        )
-        if self._handling.lines:
-            self._bar.say(_line(self.results[-1]))
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        """Note and print a failure that is no fault of GenDR."""
-        message = report_failure(job.source, error, debug=self._handling.debug)
-        self.results.append(FileResult(input=str(job.source), output=str(job.target), error=message))
-
-
-def _since(start: float) -> float:
-    return round(perf_counter() - start, 4)
-
-
-def _line(result: FileResult) -> str:
-    sizes = " -> ".join("x".join(map(str, size)) for size in (result.input_size, result.output_size) if size)
-    return f"{result.input} -> {result.output}  {sizes}  {sum(result.seconds.values()):.2f} s"

@@ -118,7 +118,8 @@ def _unreadable(path: Path) -> Use:
     for model in load_catalog().values():
         if model.kind == "relative" and any(Path(file.name).name == path.name for file in model.files):
             reasons = [f", which GenDR cannot run: {each.reason}" for each in REFUSED if each.key == model.name]
-            known = [f"gendr convert {each.key} --adapter {path.name}" for each in RELATIVES if each.key == model.name]
+            part = "vae" if path.stem == "vae" else "adapter"
+            known = [f"gendr convert {each.key} --{part} {path.name}" for each in RELATIVES if each.key == model.name]
             named = f"{what}; by its name that of {model.title}{''.join(reasons)}"
             return Use(what=named, takers=tuple(known))
     return Use(what=what, takers=(f"{BASE} --adapter {path.name}, if a relative published it",))

@@ -177,6 +177,8 @@ def test_files_that_are_no_safetensors_are_named(
     ("name", "what", "takers"),
     [
         ("osediff.pkl", "; by its name that of OSEDiff", ["gendr convert osediff --adapter osediff.pkl"]),
+        ("model_TVT.pkl", "; by its name that of TVT", ["gendr convert tvt --adapter model_TVT.pkl"]),
+        ("vae.ckpt", "; by its name that of TVT", ["gendr convert tvt --vae vae.ckpt"]),
         ("other.pth", "", ["gendr convert RELATIVE --adapter other.pth, if a relative published it"]),
     ],
 )

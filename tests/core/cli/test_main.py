@@ -4,7 +4,7 @@ import pytest
 from command_line import Run
 
 from gendr_core import cli
-from gendr_core.cli import failures
+from gendr_core.cli import failures, line
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +37,7 @@ def test_interrupt_leaves_with_130(run: Run, photos: Path, tmp_path: Path, monke
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.restore, "restore", interrupted)
+    monkeypatch.setattr(line, "restore", interrupted)
     code, out, err = run("restore", photos, "-o", tmp_path / "out")
     assert (code, out, err) == (130, "", "gendr: interrupted\n")
     assert not (tmp_path / "out").exists()

@@ -90,3 +90,29 @@ def test_plan_of_wrong_options(run: Run) -> None:
         code, _, err = run("plan", "--size", "64x64", *options)
         assert code == 1
         assert words in err
+
+
+def test_fused_kernels_are_planned_for_cuda_alone(run: Run) -> None:
+    words = ("plan", "--size", "128x128", "--unet", UNET16, "--budget", "1GiB", "--json")
+    fused, plain = (
+        json.loads(run(*words, "--device", "cuda", "--kernels", kernels)[1]) for kernels in ("fused", "torch")
+    )
+    assert fused["flops"] == plain["flops"] > 0
+    code, _, err = run(*words, "--device", "cpu", "--kernels", "fused")
+    assert code == 1
+    assert "expected a CUDA device and torch's own layers for fused kernels, got cpu" in err
+
+
+def test_plan_of_weights_in_8_bits(run: Run) -> None:
+    common = ("plan", "--size", "128x125", "--arch", "full", "--dtype", "bf16")
+    plain, small = (json.loads(run(*common, "--weights", kind, "--json")[1]) for kind in ("dtype", "fp8"))
+    assert (plain["weights"], small["weights"], small["dtype"]) == ("bf16", "fp8", "bf16")
+    # Without phases, which have more weights.
+    assert small["parameters"] == plain["parameters"] - 28_225_536
+    # A byte for a weight; two where images and latents come in and go out, four for every output channel.
+    assert small["weight_bytes"] == pytest.approx(small["parameters"], rel=0.005)
+    assert small["peak_bytes"] < plain["peak_bytes"]
+    assert f"{small['parameters']:,} parameters, 831" in run(*common, "--weights", "fp8")[1]
+    code, _, err = run(*common, "--weights", "fp8", "--device", "mps")
+    assert code == 1
+    assert "expected a device with float8 and torch's own layers for weights in 8 bits, got mps" in err

@@ -1,8 +1,6 @@
 import io
 import json
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +8,15 @@ import torch
 from command_line import UNET16, VAE16, Run, picture
 from PIL import Image
 
-from gendr_core import cli, model
+from gendr_core import model
+from gendr_core.cli import line
 from gendr_core.cli.files import Naming
 from gendr_core.config import RestoreOptions
-from gendr_core.errors import OutOfMemoryError
 from gendr_core.finish import Guides
 from gendr_core.image_io import read_image, write_image
 from gendr_core.model import DEFAULT_UNET, load_unet
 from gendr_core.pipeline import restore
+from gendr_core.spec import UNET_FOLDS, VAE_FOLDS
 
 
 def test_restores_one_file_as_python_does(run: Run, photos: Path, tmp_path: Path, weights: Path) -> None:
@@ -125,7 +124,7 @@ def test_gray_and_alpha_stay(channels: int, run: Run, tmp_path: Path) -> None:
 
 def test_alpha_is_refused_where_the_type_has_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "in.png", picture(4))
-    monkeypatch.delattr(cli.restore, "restore")  # Told before the work, not after.
+    monkeypatch.delattr(line, "restore")  # Told before the work, not after.
     code, _, err = run("restore", tmp_path / "in.png", "-o", tmp_path / "out.jpg")
     assert code == 1
     assert "with alpha" in err
@@ -277,148 +276,11 @@ def test_one_colour_reference_serves_a_folder_and_a_mask_does_not(run: Run, phot
     assert "expected detail from 0 to 1.5, got 2.0" in err
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """A folder with a.png to f.png, each of a width of its own: 4 to 9 pixels."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for index, name in enumerate("abcdef"):
-        write_image(folder / f"{name}.png", picture(width=4 + index))
-    return folder
-
-
-def told(text: str) -> list[str]:
-    """Return the names, without their type, of the inputs in lines of stdout or stderr."""
-    return [Path(line.removeprefix("gendr: error: ").split(".png")[0]).name for line in text.splitlines()]
-
-
-def test_many_files_become_what_each_becomes_alone(run: Run, many: Path, tmp_path: Path) -> None:
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    code, out, err = run("restore", many, "-o", together)
-    assert (code, err) == (0, "")
-    assert told(out) == list("abcdef")
-    for source in sorted(many.iterdir()):
-        assert run("restore", source, "-o", alone / source.name, "--quiet") == (0, "", "")
-        assert (together / source.name).read_bytes() == (alone / source.name).read_bytes()
-
-
-def test_a_failure_in_any_stage_is_told_in_its_place(
-    run: Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (many / "b.png").write_bytes((many / "b.png").read_bytes()[:60])
-    out_folder = tmp_path / "out"
-    (out_folder / "e.png").mkdir(parents=True)
-
-    def tight(image: torch.Tensor, *arguments: object, **services: object) -> torch.Tensor:
-        if image.shape[2] == 7:
-            raise OutOfMemoryError("expected room for d")
-        if image.shape[2] == 9:
-            raise MemoryError
-        return restore(image, *arguments, **services)  # pyright: ignore[reportArgumentType] as they came
-
-    monkeypatch.setattr(cli.restore, "restore", tight)
-    code, out, err = run("restore", many, "-o", out_folder, "--overwrite")
-    assert code == 1
-    assert told(out) == ["a", "c"]
-    assert told(err) == ["b", "d", "e", "f"]
-    for message in ("expected a whole image file", "expected room for d", "cannot write", "gendr plan"):
-        assert message in err
-    assert sorted(path.name for path in out_folder.iterdir()) == ["a.png", "c.png", "e.png"]
-    report = json.loads(run("restore", many, "-o", out_folder, "--overwrite", "--json")[1])
-    assert [Path(file["input"]).stem for file in report["files"] if file["error"]] == ["b", "d", "e", "f"]
-    assert [Path(file["input"]).stem for file in report["files"]] == list("abcdef")
-
-
-def test_an_interrupt_keeps_whole_files_and_no_thread(
-    run: Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(image: torch.Tensor, *arguments: object, **services: object) -> torch.Tensor:
-        if image.shape[2] == 6:
-            raise KeyboardInterrupt
-        return restore(image, *arguments, **services)  # pyright: ignore[reportArgumentType] as they came
-
-    monkeypatch.setattr(cli.restore, "restore", interrupted)
-    code, out, err = run("restore", many, "-o", tmp_path / "out")
-    assert (code, told(out), err) == (130, ["a", "b"], "gendr: interrupted\n")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("gendr")] == []
-
-
-Threads = Callable[[str], list[str]]
-
-
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
-    """Tell which threads a function that ``restore`` imports has run in, file by file, without their numbers."""
-    seen: dict[str, list[str]] = {"read_image": [], "restore": [], "write_image": []}
-
-    def watch(name: str, function: Callable[..., object]) -> None:
-        def watched(*arguments: object, **options: object) -> object:
-            seen[name].append(threading.current_thread().name.split("_")[0])
-            return function(*arguments, **options)
-
-        monkeypatch.setattr(cli.restore, name, watched)
-
-    for name, function in (("read_image", read_image), ("restore", restore), ("write_image", write_image)):
-        watch(name, function)
-    return lambda name: seen[name]
-
-
-def test_files_are_read_and_written_while_others_are_restored(
-    run: Run, many: Path, tmp_path: Path, threads: Threads
-) -> None:
-    assert run("restore", many, "-o", tmp_path / "out", "--quiet")[0] == 0
-    assert threads("read_image") == ["MainThread"] + ["gendr-reader"] * 5
-    assert threads("restore") == ["MainThread"] * 6
-    assert threads("write_image") == ["gendr-writer"] * 5 + ["MainThread"]
-
-
-def test_a_budget_on_the_processor_has_room_for_one_file(
-    run: Run, many: Path, tmp_path: Path, threads: Threads
-) -> None:
-    assert run("restore", many, "-o", tmp_path / "out", "--quiet", "--budget", "1GiB")[0] == 0
-    assert {*threads("read_image"), *threads("restore"), *threads("write_image")} == {"MainThread"}
-
-
-def test_large_images_are_read_and_written_in_their_place(
-    run: Run, many: Path, tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Inputs of 6 x 4 to 6 x 9 pixels count as RGBA; outputs have twice their edges, in RGB.
-    monkeypatch.setattr(cli.restore, "AHEAD_BYTES", 6 * 6 * 16)
-    monkeypatch.setattr(cli.restore, "BEHIND_BYTES", 12 * 14 * 12)
-    assert run("restore", many, "-o", tmp_path / "out", "--quiet")[0] == 0
-    assert threads("read_image") == ["MainThread"] + ["gendr-reader"] * 2 + ["MainThread"] * 3
-    assert threads("write_image") == ["gendr-writer"] * 4 + ["MainThread"] * 2
-
-
-def test_what_a_header_does_not_tell_is_read_in_its_place(
-    run: Run, many: Path, tmp_path: Path, threads: Threads
-) -> None:
-    (many / "b.png").rename(many / "b.jpg")  # Read by its content, whatever its name.
-    (many / "c.png").write_bytes(b"")
-    write_image(many / "d.tif", picture(), 16)
-    (many / "d.png").unlink()
-    others = [many / "g.pdf", many / "h"]
-    for path in others:
-        path.write_bytes(b"no image")
-    code, out, err = run("restore", many, *others, "-o", tmp_path / "out")
-    assert (code, len(out.splitlines())) == (1, 5)
-    assert [line.split(":")[2].strip() for line in err.splitlines()] == [str(many / "c.png"), *map(str, others)]
-    assert threads("read_image") == ["MainThread"] * 4 + ["gendr-reader"] * 2 + ["MainThread"] * 2
-
-
-def test_progress_ends_at_all_whatever_failed(
-    run: Run, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    for name in ("a", "f"):
-        (many / f"{name}.png").write_bytes(b"")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    assert run("restore", many, "-o", tmp_path / "out", "--quiet", "--json")[0] == 1
-    assert "%|" not in terminal.getvalue()
-    assert run("restore", many, "-o", tmp_path / "again")[0] == 1
-    assert "100%" in terminal.getvalue()
+def test_weights_stay_in_8_bits(run: Run, photos: Path, tmp_path: Path, weights: Path) -> None:
+    target = tmp_path / "big.png"
+    common = ("restore", photos / "a.png", "-o", target, "--unet", UNET16, "--json", "--weights", "fp8")
+    assert json.loads(run(*common)[1])["weights"] == "fp8"
+    unet = load_unet(weights / UNET16, folds=(*UNET_FOLDS, "fp8"))
+    vae = model.load_vae(weights / VAE16, folds=(*VAE_FOLDS, "fp8"))
+    expected = restore(read_image(photos / "a.png").image, unet, vae)
+    assert torch.equal(read_image(target).image, (expected * 255.0).floor() / 255.0)
