@@ -10,10 +10,11 @@ from logging import getLogger
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .errors import OutOfMemoryError
 from .host import Meter
-from .memory import format_bytes, is_out_of_memory, release
+from .memory import PROCESSOR, format_bytes, is_out_of_memory, release
 from .plan import StagePlan
 
 Result = TypeVar("Result")
@@ -90,14 +91,15 @@ def _may_pass(error: BaseException) -> bool:
     return is_out_of_memory(error) and not isinstance(error, OutOfMemoryError)
 
 
-def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Result]) -> Result:
-    """Return what ``compute`` makes of the plan of ``ladder``, or of the first smaller one that does not fail.
+def run_stage(ladder: Ladder, meter: Meter, x: Tensor, compute: Callable[[Tensor, StagePlan], Tensor]) -> Tensor:
+    """Return what ``compute`` makes of ``x`` by the plan of ``ladder``, or by the first smaller one that does not fail.
 
     A plan that has no smaller one is tried once more, since releasing memory may have been enough.
 
     Args:
         ladder: stays where it stopped, for the frames to come.
         meter: set back to where the stage began before it is run again.
+        x: [B, ...], given to the stage in as many frames at a time as the plan says.
         compute: the stage.
 
     Raises:
@@ -106,7 +108,8 @@ def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Resul
     begun_at, last_chance = meter.flops, False
     while True:
         try:
-            return compute(ladder.plan)
+            parts = [compute(part, ladder.plan) for part in torch.split(x, ladder.plan.batch)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         except (RuntimeError, MemoryError) as error:
             if not _may_pass(error):
                 raise
@@ -117,6 +120,23 @@ def run_stage(ladder: Ladder, meter: Meter, compute: Callable[[StagePlan], Resul
             if last_chance:
                 raise ladder.failure()
             last_chance = True
+
+
+def run_end(stage: str, device: torch.device, compute: Callable[[torch.device], Result]) -> Result:
+    """Return what ``compute`` makes on ``device``, or on the processor where the device has no room for it.
+
+    Raises:
+        OutOfMemoryError: the processor has none either.
+    """
+    if device != PROCESSOR:
+        try:
+            return compute(device)
+        except (RuntimeError, MemoryError) as error:
+            if not _may_pass(error):
+                raise
+        release(device)
+        _log.warning("%s ran out of memory on %s: going on with the processor", stage, device)
+    return run_twice(stage, lambda: compute(PROCESSOR))
 
 
 @contextmanager

@@ -42,6 +42,9 @@ class MemoryOptions:
     """Least overlap of tiles in output pixels, a multiple of 64; None is a quarter of the tile."""
     tile_batch: int | None = None
     """Tiles that go through the network together; None lets the planner choose."""
+    frame_batch: int | None = None
+    """Frames of a batch that go through the networks together; None is as many small ones as keep a CUDA device busy,
+    and one elsewhere. Results differ by rounding at most."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -63,6 +66,8 @@ class MemoryOptions:
             raise OptionError(f"expected an overlap below the tile size, {self.tile_px} pixels, got {self.overlap_px}")
         if self.tile_batch is not None and self.tile_batch < 1:
             raise OptionError(f"expected at least 1 tile at a time, got {self.tile_batch}")
+        if self.frame_batch is not None and self.frame_batch < 1:
+            raise OptionError(f"expected at least 1 frame at a time, got {self.frame_batch}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,7 +47,7 @@ class Sources:
     unet: Path
     """Base UNet: a diffusers folder, or a .safetensors file with a UNet or a whole checkpoint."""
     vae: Path
-    """Base VAE, likewise."""
+    """Base VAE, likewise; TVT's own may be pickled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,6 +214,8 @@ def _read_bases(conversion: Conversion, prompts: Prompts, interrupt: Interrupt) 
     relative, sources = conversion.relative, conversion.sources
     unet_path, vae_path = find_weights(sources.unet, "unet"), find_weights(sources.vae, "vae")
     for path in (unet_path, vae_path):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
         with errors_about(path):
             if METADATA_KEY in read_header(path).metadata:
                 raise CheckpointError(f"expected a file of {relative.base}, got one that is GenDR's already")
@@ -234,17 +236,27 @@ def _read_bases(conversion: Conversion, prompts: Prompts, interrupt: Interrupt) 
         ),
     )
     interrupt.check()
-    vae = read_vae(vae_path, SpecOverrides(latent_scaling=LATENT_SCALING))
-    for path, channels in (
-        (sources.unet, unet.spec.arch.in_channels),
-        (sources.unet, unet.spec.arch.out_channels),
-        (sources.vae, vae.spec.arch.latent_channels),
+    vae = _read_vae(vae_path, relative)
+    channels, cells, cell_px = "latent channels", "pixels per latent cell", vae.spec.arch.spatial_factor
+    for path, what, expected, found in (
+        (sources.unet, channels, LATENT_CHANNELS, unet.spec.arch.in_channels),
+        (sources.unet, channels, LATENT_CHANNELS, unet.spec.arch.out_channels),
+        (sources.vae, channels, LATENT_CHANNELS, vae.spec.arch.latent_channels),
+        (sources.vae, cells, relative.cell_px, cell_px),
     ):
-        if channels != LATENT_CHANNELS:
-            raise CheckpointError(
-                f"{path.name}: expected {relative.base} with {LATENT_CHANNELS} latent channels, got {channels}"
-            )
-    return unet, vae
+        if found != expected:
+            raise CheckpointError(f"{path.name}: expected {relative.base} with {expected} {what}, got {found}")
+    return replace(unet, spec=replace(unet.spec, cell_px=cell_px)), vae
+
+
+def _read_vae(path: Path, relative: Relative) -> VAECheckpoint:
+    overrides = SpecOverrides(latent_scaling=LATENT_SCALING)
+    if path.suffix.lower() in SUFFIXES or not relative.pickled_vae:
+        return read_vae(path, overrides)
+    with unpickled(path) as target, errors_about(path):
+        vae = read_vae(target, overrides)
+        # Mapped from a file that is about to go.
+        return replace(vae, state={name: tensor.clone() for name, tensor in vae.state.items()})
 
 
 def _targets(relative: Relative, folder: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .color import coarse_bands, match_color, plane_rows
 from .config import RestoreOptions
 from .errors import ImageError
-from .geometry import Extent, partition
+from .geometry import Extent, Span, partition
 from .host import NEVER, Interrupt
 from .prepare import Prepared, prepare, restore_layout
 from .tensors import check_image, row_bands
@@ -69,12 +69,20 @@ class Guides:
             color_channels=3 if reference is None else reference.shape[3],
         )
 
-    def of_frame(self, index: int) -> "Guides":
-        """Return what belongs to one frame, as views."""
+    def part(self, frames: Span) -> "Guides":
+        """Return what belongs to these frames, as views."""
         mask, reference = self.mask, self.color_reference
         return Guides(
-            mask=None if mask is None else one_of(mask, index),
-            color_reference=None if reference is None else one_of(reference, index),
+            mask=None if mask is None else of_frames(mask, frames),
+            color_reference=None if reference is None else of_frames(reference, frames),
+        )
+
+    def to(self, device: torch.device) -> "Guides":
+        """Return the same on ``device``."""
+        mask, reference = self.mask, self.color_reference
+        return Guides(
+            mask=None if mask is None else mask.to(device),
+            color_reference=None if reference is None else reference.to(device),
         )
 
     def keep_everything(self) -> bool:
@@ -82,9 +90,9 @@ class Guides:
         return self.mask is not None and not bool((self.mask > 0.0).any())
 
 
-def one_of(batch: Tensor, index: int) -> Tensor:
-    """Return what belongs to the frame of that index, a view [1, ...]; a batch of one serves all frames."""
-    return batch[index % len(batch)][None]
+def of_frames(batch: Tensor, frames: Span) -> Tensor:
+    """Return what belongs to these frames, a view [1 or len(frames), ...]; a batch of one serves all of them."""
+    return batch if len(batch) == 1 else batch[frames.places]
 
 
 def check_count(name: str, batch: Tensor, num_frames: int) -> None:
@@ -112,17 +120,18 @@ def finish(
 
     Args:
         pixels: [B, 3, H, W], the padding cropped; not written to.
-        prepared: what ``prepare`` returned; its reference is the input at this size.
+        prepared: what ``prepare`` returned, on the same device; its reference is the input at this size.
         options: how colours are matched, how much detail is added, how wide the border of the mask is.
-        guides: of these images.
-        out: [B, H, W, C], float32, CPU: written to and returned where given.
+        guides: of these images, on the same device.
+        out: [B, H, W, C], float32, on the same device: written to and returned where given.
         interrupt: asked between bands of rows.
     """
     method, given, upscaled = options.color, guides.color_reference, prepared.reference
     # Before the result is there: what ``prepare`` needs on the way then takes its place.
     wanted = upscaled if given is None or method == "none" else prepare(given, prepared.extent).reference
     if out is None:
-        out = torch.empty(pixels.shape[0], *pixels.shape[2:], prepared.channels)
+        size = (pixels.shape[0], *pixels.shape[2:], prepared.channels)
+        out = pixels.new_empty(size, dtype=torch.float32)
     # All is done right inside the image, which saves a frame; gray has no room for that.
     room = out[..., :3].permute(0, 3, 1, 2) if prepared.channels > 1 else None
     if room is None and (options.detail != 1.0 or guides.mask is not None):

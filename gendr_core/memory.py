@@ -11,6 +11,7 @@ import torch
 
 from .errors import OptionError
 
+PROCESSOR = torch.device("cpu")
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux shows a container its limits, version 2."""
 CPU_RESERVE_BYTES = 1 << 30

@@ -3,23 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from logging import getLogger
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .backoff import run_stage, run_twice, typed_memory_errors
+from .backoff import run_end, run_stage, run_twice, typed_memory_errors
 from .config import RestoreOptions
 from .decode import decode
 from .encode import encode
 from .errors import OptionError
 from .finish import Guides, finish
-from .geometry import Extent, Span
+from .geometry import Extent, Span, partition
 from .graphs import used
 from .host import Host, Meter
+from .memory import PROCESSOR
 from .model import GenDRUNet, GenDRVAE, required_vae
+from .plan import Plan
 from .planner import Planner, Task
 from .prepare import prepare, restore_layout
 from .spec import SPATIAL_FACTOR
+from .staging import Downloads, upload
 from .step import one_step
 from .tensors import check_image, crop
 
@@ -38,7 +42,8 @@ def restore(
 ) -> Tensor:
     """Return the restored image at its final size.
 
-    Every frame of a batch is restored by itself, so that a frame's result does not depend on its neighbours.
+    Frames of a batch know nothing of each other. Those that go through the networks together, on CUDA or where
+    ``options`` say so, may differ by rounding from what each gives alone.
 
     Args:
         image: [B, H, W, C] in [0, 1], float, any size from 1x1; C is 1 (gray), 3 (RGB) or 4 (RGBA).
@@ -67,14 +72,18 @@ def restore(
     _log.info("%s", plan.describe())
     if guides.keep_everything():
         _log.warning("the mask is empty: what comes out is the resized input")
-    job = _Job(unet, vae, options, planner, Meter(host, plan.flops), guides, plan.flops // num_frames)
+    job = _Job(unet, vae, options, planner, Meter(host, plan.flops), plan)
     with torch.inference_mode(), used(options.graphs):
         if num_frames == 1:
-            return _restore_frame(image, job, 0, None)
+            return _restore_frames(image, job, guides, None).cpu()
         size = (num_frames, planner.output.height, planner.output.width, channels)
-        result = run_twice("the result", lambda: torch.empty(size))
-        for index in range(num_frames):
-            _restore_frame(image[index : index + 1], job, index, result[index : index + 1])
+        result, downloads = run_twice("the result", lambda: torch.empty(size)), Downloads()
+        for frames in partition(num_frames, planner.together):
+            out = result[frames.places]
+            restored = _restore_frames(image[frames.places], job, guides.part(frames), out)
+            if restored is not out:
+                downloads.add(restored, out)
+        downloads.settle()
     return result
 
 
@@ -87,41 +96,59 @@ class _Job:
     options: RestoreOptions
     planner: Planner
     meter: Meter
-    guides: Guides
-    frame_flops: int
-    """Planned for each frame."""
+    plan: Plan
+
+    def end_device(self, side: Literal["front", "back"]) -> torch.device:
+        """Return where to prepare frames, or to finish them, with the room that this takes there."""
+        if self.plan.device_type == "cpu" or not self.plan.ends_on_device:
+            return PROCESSOR
+        spec, stage = self.unet.spec, "prepare" if side == "front" else "color"
+        # The network that comes next, or that came last: it is there anyway.
+        by_vae = (spec.front if side == "front" else spec.back) == "vae16"
+        network = required_vae(self.vae).network if by_vae else self.unet.network
+        return self.meter.host.residency.acquire(network, self.plan.stages[stage].activation_bytes)
 
 
-def _restore_frame(image: Tensor, job: _Job, index: int, out: Tensor | None) -> Tensor:
-    """Return ``image`` [1, H, W, C], the frame of that index, restored, in ``out`` where it is given."""
+def _restore_frames(image: Tensor, job: _Job, guides: Guides, out: Tensor | None) -> Tensor:
+    """Return ``image`` [B, H, W, C] restored, all B together: in ``out`` where it is given, or on another device."""
     unet, vae, planner, meter = job.unet, job.vae, job.planner, job.meter
     preview, interrupt = meter.host.preview, meter.host.interrupt
-    guides = job.guides.of_frame(index)
     interrupt.check()
-    prepared = run_twice("prepare", lambda: prepare(image, planner.output))
+    unchanged = guides.keep_everything()
+    prepared = run_end(
+        "prepare",
+        PROCESSOR if unchanged else job.end_device("front"),
+        lambda device: prepare(upload(image, device), planner.output, planner.pad_multiple),
+    )
     interrupt.check()
-    if guides.keep_everything():
-        meter.advance(job.frame_flops, Span(0, 1), 1)
+    if unchanged:
+        meter.advance(job.plan.flops * len(image) // job.plan.frames, Span(0, 1), 1)
         return restore_layout(prepared.reference, prepared, out=out)
     if preview is not None:
-        preview.begin(prepared.pixels)
+        preview.begin(prepared.pixels[:1])
     # What goes from stage to stage has one name, so that it is freed as soon as the next stage has made its own.
     x = prepared.pixels
     prepared = replace(prepared, pixels=prepared.reference)
-    x = run_stage(planner.encode, meter, lambda way: encode(x, unet.spec.front, vae, plan=way, meter=meter))
+    front, back, guidance = unet.spec.front, unet.spec.back, job.options.guidance
     on_part = preview_tiles(unet, meter.host)
-    guidance = job.options.guidance
+    x = run_stage(planner.encode, meter, x, lambda x, way: encode(x, front, vae, plan=way, meter=meter))
     x = run_stage(
         planner.step,
         meter,
-        lambda way: one_step(x, unet, guidance=guidance, plan=way, meter=meter, on_part=on_part),
+        x,
+        lambda x, way: one_step(x, unet, guidance=guidance, plan=way, meter=meter, on_part=on_part),
     )
-    x = run_stage(planner.decode, meter, lambda way: decode(x, unet.spec.back, vae, plan=way, meter=meter).cpu())
+    x = run_stage(planner.decode, meter, x, lambda x, way: decode(x, back, vae, plan=way, meter=meter))
     if preview is not None:
-        preview.show(x, Span(0, planner.padded.height), Span(0, planner.padded.width))
+        preview.show(x[:1], Span(0, planner.padded.height), Span(0, planner.padded.width))
     interrupt.check()
     pixels = crop(x, planner.padding, planner.output)
-    return run_twice("color", lambda: finish(pixels, prepared, job.options, guides, out=out, interrupt=interrupt))
+
+    def finished(device: torch.device) -> Tensor:
+        parts = pixels.to(device), prepared.to(device), job.options, guides.to(device)
+        return finish(*parts, out=out if device == PROCESSOR else None, interrupt=interrupt)
+
+    return run_end("color", job.end_device("back"), finished)
 
 
 def preview_tiles(unet: GenDRUNet, host: Host) -> Callable[[Tensor, Span, Span], None] | None:
@@ -149,4 +176,10 @@ def check_pair(unet: GenDRUNet, vae: GenDRVAE | None) -> None:
     if latent_channels != channels:
         raise OptionError(
             f"expected a VAE with {channels} latent channels, got {latent_channels}: load the UNet's own VAE"
+        )
+    cell_px = required_vae(vae).spec.arch.spatial_factor
+    if cell_px != unet.spec.cell_px:
+        raise OptionError(
+            f"expected a VAE with {unet.spec.cell_px} pixels per latent cell, got one with {cell_px}: load the UNet's"
+            " own VAE"
         )

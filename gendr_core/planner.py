@@ -4,7 +4,7 @@ Role: ``pipeline`` and the nodes ask for a ``Planner``; ``sketch`` says what eac
 ladder from the cheapest to the one that needs least memory; an out-of-memory error climbs down from where it stood.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,20 +14,25 @@ from .backoff import Ladder
 from .config import MemoryOptions, RestoreOptions
 from .errors import OptionError
 from .finish import GuideShapes
-from .geometry import PAD_MULTIPLE, Extent, Padding, output_extent, padding_to_multiple
+from .geometry import Extent, Padding, output_extent, pad_multiple, padding_to_multiple
 from .host import Host
 from .memory import default_budget
 from .model import GenDRUNet, GenDRVAE
-from .plan import TILE_MULTIPLE, Plan, StagePlan, Tiles, Windows, band_sizes
-from .sketch import alpha_bytes, color_bytes, decode_cost, encode_cost, prepare_bytes, step_cost, unet_kind, vae_kind
-from .spec import SPATIAL_FACTOR
+from .plan import Plan, StagePlan, Tiles, Windows, band_sizes
+from .sketch import decode_cost, encode_cost, step_cost, unet_kind, vae_kind
+from .sketch_ends import alpha_bytes, color_bytes, prepare_bytes
+from .spec import ModelSpec
 from .step import guidance_weight
 
 NETWORK_STAGES = ("encode", "step", "decode")
-TILE_CELLS = (128, 96, 64, 32)
-"""Edges of tiles to try, in latent cells."""
-TILES_AT_ONCE_CELLS = 128**2
-"""Cells that go through the UNet together on a GPU: enough to keep it busy."""
+TILE_PX = (1024, 768, 512, 256)
+"""Edges of tiles to try, in output pixels."""
+PIXELS_AT_ONCE = 1024**2
+"""Output pixels that go through a network together on a GPU: enough to keep it busy; not measured."""
+ENDS_SHARE = 4
+"""Frames are prepared and finished on a GPU if that takes at most one part in so many of its room."""
+ENDS_FRAMES = 8
+"""What preparing and finishing takes, in frames of float32 pixels: an upper bound for all ways to match colours."""
 TILE_OVERLAP = 4
 """A tile overlaps its neighbours by one part in so many, as long as the user names no overlap."""
 
@@ -78,8 +83,25 @@ class Planner:
         self._device_type = device_type or self._residency.device_of(unet.network).type
         self._prompt = (unet.positive.shape[0], 1 if guidance_weight(unet, options.guidance) == 1.0 else 2)
         self.output = output_extent(task.source, options, unet.spec.scale)
-        self.padding: Padding = padding_to_multiple(self.output, PAD_MULTIPLE)
+        self.pad_multiple = pad_multiple(unet.spec)
+        self.padding: Padding = padding_to_multiple(self.output, self.pad_multiple)
         self.padded = self.padding.around(self.output)
+
+    @cached_property
+    def together(self) -> int:
+        """Frames that are prepared, restored and finished together, at least 1."""
+        return min(frames_together(self.padded, self._options.memory, self._device_type), self._task.frames)
+
+    @cached_property
+    def ends_on_device(self) -> bool:
+        """Whether frames are prepared and finished where the networks are: always on a processor, mostly on CUDA.
+
+        Elsewhere torch lacks some of the operations.
+        """
+        if self._device_type != "cuda":
+            return self._device_type == "cpu"
+        needed = ENDS_FRAMES * self.together * _float_bytes(3, self.padded)
+        return ENDS_SHARE * needed <= min(self._room_bytes("encode"), self._room_bytes("decode"))
 
     @cached_property
     def encode(self) -> Ladder:
@@ -113,15 +135,19 @@ class Planner:
             frames=self._task.frames,
             device_type=self._device_type,
             passes=self._prompt[1],
+            ends_on_device=self.ends_on_device,
             stages={name: stages[name] for name in ("prepare", "encode", "step", "decode", "color")},
             weight_bytes={name: self._resident_bytes(name) for name in NETWORK_STAGES},
         )
 
     def _ladder(self, stage: str, ways: Iterator[StagePlan]) -> Ladder:
-        resident = self._resident_bytes(stage)
-        budget = self._options.memory.budget_bytes
-        room = self._free_bytes(stage) if budget is None else budget - resident
-        return Ladder(stage, ways, device_type=self._device_type, room_bytes=room, resident_bytes=resident)
+        return Ladder(
+            stage,
+            ways,
+            device_type=self._device_type,
+            room_bytes=self._room_bytes(stage),
+            resident_bytes=self._resident_bytes(stage),
+        )
 
     def _network(self, stage: str) -> torch.nn.Module | None:
         """Return the network of a stage, None where it has none."""
@@ -135,42 +161,48 @@ class Planner:
         others = [self._unet.network] + ([] if self._vae is None else [self._vae.network])
         return self._residency.resident_bytes(network, [other for other in others if other is not network])
 
-    def _free_bytes(self, stage: str) -> int:
-        network = self._network(stage)
+    def _room_bytes(self, stage: str) -> int:
+        """Return what activations of a stage may take."""
+        budget, network = self._options.memory.budget_bytes, self._network(stage)
+        if budget is not None:
+            return budget - self._resident_bytes(stage)
         room = None if network is None else self._residency.room_bytes(network)
         device = torch.device(self._device_type)
         return default_budget(device) if room is None else room
 
-    def _held_bytes(self, stage: str) -> int:
-        """Return what the pipeline keeps on a stage's device beside the stage's own tensors."""
-        if self._device_type != "cpu" and stage in NETWORK_STAGES:
+    def _held_bytes(self, stage: str, batch: int) -> int:
+        """Return what is kept on a stage's device beside the tensors of ``batch`` frames in it."""
+        if stage in NETWORK_STAGES and not self.ends_on_device:
             return 0
-        batch = self._task.frames * self._layout_bytes() if self._task.frames > 1 else 0
         # Without padding the encoder's pixels are the reference.
         reference = 0 if stage == "encode" and self.padded == self.output else _float_bytes(3, self.output)
-        return reference + batch + alpha_bytes(self._task.channels, self.output)
+        group = self.together * (reference + alpha_bytes(self._task.channels, self.output))
+        # Frames of the group that wait for their turn, and those that had it, joined in the end.
+        waiting = 2 * (self.together - batch) * _float_bytes(3, self.padded)
+        return group + waiting + self._result_bytes()
 
-    def _layout_bytes(self) -> int:
-        """Return what one finished frame takes."""
-        return _float_bytes(self._task.channels, self.output)
+    def _result_bytes(self) -> int:
+        """Return what the finished batch takes on the device, as far as it is there from the beginning."""
+        there = self._device_type == "cpu" and self._task.frames > 1
+        return self._task.frames * _float_bytes(self._task.channels, self.output) if there else 0
 
     def _prepare_bytes(self, source: Extent, channels: int) -> int:
         padded = _float_bytes(3, self.padded) if self.padded != self.output else 0
-        return prepare_bytes(source, channels, self.output) + padded
+        return self.together * (prepare_bytes(source, channels, self.output, self.pad_multiple) + padded)
 
     def _color_bytes(self) -> int:
         """Return the peak of matching colours and of all else that ``finish`` does with a frame."""
         task, options, given = self._task, self._options, self._task.guides.color_reference
-        finished = self._layout_bytes() if task.frames == 1 else 0
-        needed = finished + color_bytes(self.output, task.channels, options, task.guides.mask)
+        finished = 0 if self._result_bytes() else self.together * _float_bytes(task.channels, self.output)
+        needed = finished + color_bytes(self.output, task.channels, options, task.guides.mask, self.together)
         if given is not None and options.color != "none":
             # Prepared before the result is there, and gone when colours are matched.
-            matched = color_bytes(self.output, task.channels, replace(options, detail=1.0))
+            matched = color_bytes(self.output, task.channels, replace(options, detail=1.0), frames=self.together)
             # Where nothing is resized, the colours are a view that keeps their alpha.
-            kept = _float_bytes(max(3, task.guides.color_channels), self.output)
+            kept = self.together * _float_bytes(max(3, task.guides.color_channels), self.output)
             needed = max(needed, finished + kept + matched)
             needed = max(needed, self._prepare_bytes(given, task.guides.color_channels))
-        return self._held_bytes("color") + _float_bytes(3, self.padded) + needed
+        return self._held_bytes("color", self.together) + self.together * _float_bytes(3, self.padded) + needed
 
     def _vae_ways(self, stage: str) -> Iterator[StagePlan]:
         cost_of = encode_cost if stage == "encode" else decode_cost
@@ -182,9 +214,8 @@ class Planner:
         if side == "vae16" and self._device_type != "cpu":
             ways += [replace(bands, parked=True) for bands in (large, small)]
             ways += [replace(small, recompute=True, parked=True)]
-        held = self._held_bytes(stage)
-        for bands in ways:
-            way = StagePlan(bands=bands, windows=None)
+        for bands, batch in [(large, self.together), *((bands, 1) for bands in ways)][self.together == 1 :]:
+            way, held = StagePlan(bands=bands, windows=None, batch=batch), self._held_bytes(stage, batch)
             cost = cost_of(self._unet.spec, vae_kind(self._vae), self.padded, way, self._device_type)
             yield replace(
                 way,
@@ -197,9 +228,11 @@ class Planner:
         memory = self._options.memory
         windows = Windows() if memory.attention == "windows" else None
         large, small = band_sizes(self._device_type)
-        cells = max(self.padded.height, self.padded.width) // SPATIAL_FACTOR
-        tilings = list(_tilings(memory, cells, self._device_type))
+        longest_px = max(self.padded.height, self.padded.width)
+        tilings = list(_tilings(memory, self._unet.spec, longest_px, self._device_type))
         if memory.mode != "tiles" or not tilings:
+            if self.together > 1:
+                yield self._measured(StagePlan(bands=large, windows=windows, batch=self.together))
             for bands in (large, small):
                 yield self._measured(StagePlan(bands=bands, windows=windows))
         if memory.mode == "whole":
@@ -214,8 +247,15 @@ class Planner:
 
     def _measured(self, way: StagePlan) -> StagePlan:
         cost = step_cost(unet_kind(self._unet), self._prompt, self.padded, way, self._device_type)
-        activation_bytes = _with_margin(self._held_bytes("step") + cost.peak_bytes)
+        activation_bytes = _with_margin(self._held_bytes("step", way.batch) + cost.peak_bytes)
         return replace(way, flops=cost.flops, activation_bytes=activation_bytes)
+
+
+def frames_together(padded: Extent, memory: MemoryOptions, device_type: str) -> int:
+    """Return how many frames of this padded output size run together if there are so many, at least 1."""
+    if memory.frame_batch is not None:
+        return memory.frame_batch
+    return max(1, PIXELS_AT_ONCE // padded.area) if device_type == "cuda" else 1
 
 
 def _with_margin(num_bytes: int) -> int:
@@ -226,30 +266,32 @@ def _float_bytes(channels: int, extent: Extent) -> int:
     return torch.float32.itemsize * channels * extent.area
 
 
-def _tilings(memory: MemoryOptions, cells: int, device_type: str) -> Iterator[Tiles]:
-    """Return the tilings to try on a frame whose longest edge has ``cells``: the user's, or those of all sizes.
+def _tilings(memory: MemoryOptions, spec: ModelSpec, longest_px: int, device_type: str) -> Iterator[Tiles]:
+    """Return the tilings to try on a frame whose longest edge has ``longest_px``: the user's, or those of all sizes.
 
     Raises:
-        OptionError: the overlap that the user names leaves nothing of any tile.
+        OptionError: the tiles that the user names do not fit the model, or their overlap leaves nothing of any of them.
     """
-    sizes: Sequence[int] = TILE_CELLS if memory.tile_px is None else (memory.tile_px // SPATIAL_FACTOR,)
+    cell_px, multiple = spec.cell_px, pad_multiple(spec) // spec.cell_px
+    cells, least = longest_px // cell_px, TILE_OVERLAP * multiple
+    sizes = [size for size in (edge // cell_px for edge in TILE_PX) if size % multiple == 0 and size >= least]
+    sizes = (sizes or [least]) if memory.tile_px is None else [memory.tile_px // cell_px]
     overlaps = {
-        size: size // TILE_OVERLAP // TILE_MULTIPLE * TILE_MULTIPLE
-        if memory.overlap_px is None
-        else memory.overlap_px // SPATIAL_FACTOR
+        size: size // TILE_OVERLAP // multiple * multiple if memory.overlap_px is None else memory.overlap_px // cell_px
         for size in sizes
     }
     if all(overlap >= size for size, overlap in overlaps.items()):
         raise OptionError(
-            f"expected an overlap below {max(sizes) * SPATIAL_FACTOR} pixels, the largest tile,"
+            f"expected an overlap below {max(sizes) * cell_px} pixels, the largest tile,"
             f" got {memory.overlap_px}:"
             " name a larger tile, or a smaller overlap"
         )
     for size, overlap in overlaps.items():
         if overlap >= size or (size >= cells and len(sizes) > 1):
             continue
-        together = memory.tile_batch or (1 if device_type == "cpu" else max(1, TILES_AT_ONCE_CELLS // size**2))
+        together = memory.tile_batch or (1 if device_type == "cpu" else max(1, PIXELS_AT_ONCE // (size * cell_px) ** 2))
         for batch in sorted({together, 1 if memory.tile_batch is None else together}, reverse=True):
-            yield Tiles(size=size, overlap=overlap, batch=batch)
+            tiles = Tiles(size=size, overlap=overlap, batch=batch, multiple=multiple, cell_px=cell_px)
+            yield tiles
             if device_type != "cpu":
-                yield Tiles(size=size, overlap=overlap, batch=batch, canvas="cpu")
+                yield replace(tiles, canvas="cpu")

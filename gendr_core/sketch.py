@@ -14,40 +14,23 @@ import torch
 from torch import Tensor
 
 from .blank import blank_unet, blank_vae
-from .color import LOW_PASS_REACH
-from .config import ColorMethod, RestoreOptions
 from .cost import Cost, measure
 from .decode import decode
 from .encode import encode
-from .finish import feather, mask_rows, resize_mask
 from .geometry import Extent, Span
 from .host import Meter
 from .model import GenDRUNet, GenDRVAE
 from .nets import VAE, UNet
+from .nets.compressed import compress
+from .nets.fused import fuse
 from .nets.packed import pack
 from .plan import StagePlan
-from .prepare import prepare
-from .spec import SPATIAL_FACTOR, Fold, ModelSpec, VAESpec
+from .spec import Fold, ModelSpec, VAESpec
 from .step import one_step
-from .tensors import BAND_BYTES
 from .tiling import tile_grid
 
 REMEMBERED = 512
 """Costs kept: some kilobytes, and enough for a long session of many sizes."""
-
-
-COLOR_BANDS: dict[ColorMethod, tuple[float, float]] = {
-    "none": (0.0, 0.0),
-    "wavelet": (3.5, 5.1),
-    "adain": (6.0, 6.0),
-    "ycbcr": (7.0, 7.0),
-    "lab": (24.8, 24.8),
-}
-"""Bands that ``match_color`` holds of a frame whose planes are one band, and of a larger one."""
-LAYOUT_BANDS = (1.0, 2.0)
-"""Bands of all channels that the change of layout holds: in place, and from other pixels."""
-LAB_BYTES_PER_PIXEL = 36
-"""Of the stable sort of one channel: values, places and their ranks."""
 
 
 class SketchMeter(Meter):
@@ -101,13 +84,22 @@ def unet_sketch(kind: UNetKind) -> UNet:
     network = blank_unet(kind.spec, kind.folds).to(kind.dtype)
     if "packed" in kind.folds:
         pack(network)
+    if "fp8" in kind.folds:
+        compress(network, "meta")
+    if "fused" in kind.folds:
+        fuse(network)
     return network.requires_grad_(False)
 
 
 @lru_cache(maxsize=8)
 def vae_sketch(kind: VAEKind) -> VAE:
     """Return a VAE without memory."""
-    return blank_vae(kind.spec, kind.folds).to(kind.dtype).requires_grad_(False)
+    network = blank_vae(kind.spec, kind.folds).to(kind.dtype)
+    if "fp8" in kind.folds:
+        compress(network, "meta")
+    if "fused" in kind.folds:
+        fuse(network)
+    return network.requires_grad_(False)
 
 
 def sketched_unet(kind: UNetKind, num_tokens: int, *, guidable: bool) -> GenDRUNet:
@@ -137,7 +129,7 @@ def sketched_vae(kind: VAEKind) -> GenDRVAE:
 
 @lru_cache(maxsize=REMEMBERED)
 def encode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: StagePlan, device_type: str) -> Cost:
-    """Return the cost of ``encode`` on one frame; the pixels count, what else is in memory does not.
+    """Return the cost of ``encode``: FLOPs of one frame, bytes of ``plan.batch``. Pixels count, what else there is not.
 
     Args:
         unet: of the model whose front it is.
@@ -147,41 +139,41 @@ def encode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: Stag
         device_type: what it is planned for, ``cpu``, ``cuda`` or another.
     """
     if unet.front != "vae16":
-        return _shuffle_cost(padded)
-    pixels, meter = meta_tensor(1, 3, padded.height, padded.width), SketchMeter()
+        return _shuffle_cost(padded, plan.batch)
+    pixels, meter = meta_tensor(plan.batch, 3, padded.height, padded.width), SketchMeter()
     network = None if vae is None else sketched_vae(vae)
     _, cost = measure(
         lambda: encode(pixels, unet.front, network, plan=plan, meter=meter),
         held=[pixels],
         device_type=device_type,
     )
-    return replace(cost, flops=meter.flops)
+    return replace(cost, flops=meter.flops // plan.batch)
 
 
 @lru_cache(maxsize=REMEMBERED)
 def decode_cost(unet: ModelSpec, vae: VAEKind | None, padded: Extent, plan: StagePlan, device_type: str) -> Cost:
-    """Return the cost of ``decode`` on one frame; arguments as ``encode_cost``, the latent counts."""
+    """Return the cost of ``decode``, as ``encode_cost``; the latent counts."""
     if unet.back != "vae16":
-        return _shuffle_cost(padded)
-    height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
-    latent, meter = meta_tensor(1, unet.arch.out_channels, height, width), SketchMeter()
+        return _shuffle_cost(padded, plan.batch)
+    height, width = padded.height // unet.cell_px, padded.width // unet.cell_px
+    latent, meter = meta_tensor(plan.batch, unet.arch.out_channels, height, width), SketchMeter()
     network = None if vae is None else sketched_vae(vae)
     _, cost = measure(
         lambda: decode(latent, unet.back, network, plan=plan, meter=meter),
         held=[latent],
         device_type=device_type,
     )
-    return replace(cost, flops=meter.flops)
+    return replace(cost, flops=meter.flops // plan.batch)
 
 
-def _shuffle_cost(padded: Extent) -> Cost:
+def _shuffle_cost(padded: Extent, batch: int) -> Cost:
     """Return the cost of turning pixels into a latent of 192 channels or back: one copy."""
-    return Cost(flops=0, peak_bytes=2 * 3 * torch.float32.itemsize * padded.area)
+    return Cost(flops=0, peak_bytes=batch * 2 * 3 * torch.float32.itemsize * padded.area)
 
 
 @lru_cache(maxsize=REMEMBERED)
 def step_cost(kind: UNetKind, prompt: tuple[int, int], padded: Extent, plan: StagePlan, device_type: str) -> Cost:
-    """Return the cost of ``one_step`` on one frame; the latent counts.
+    """Return the cost of ``one_step``: FLOPs of one frame, bytes of ``plan.batch``; the latent counts.
 
     Args:
         kind: of the UNet.
@@ -190,9 +182,11 @@ def step_cost(kind: UNetKind, prompt: tuple[int, int], padded: Extent, plan: Sta
         plan: how it runs.
         device_type: what it is planned for.
     """
-    height, width = padded.height // SPATIAL_FACTOR, padded.width // SPATIAL_FACTOR
+    cell_px = kind.spec.cell_px
+    height, width = padded.height // cell_px, padded.width // cell_px
     if plan.tiles is None:
-        return _pass_cost(kind, prompt, (1, height, width), plan, device_type)
+        cost = _pass_cost(kind, prompt, (plan.batch, height, width), plan, device_type)
+        return replace(cost, flops=cost.flops // plan.batch)
     # All tiles from one and from a batch of them, with the whole latent and the result.
     grid = tile_grid(height, width, plan.tiles)
     shape, whole = tuple(map(len, grid[0])), replace(plan, tiles=None)
@@ -225,61 +219,3 @@ def _pass_cost(
         device_type=device_type,
     )
     return replace(cost, flops=meter.flops)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def prepare_bytes(source: Extent, channels: int, output: Extent) -> int:
-    """Return the peak of ``prepare`` on one frame, without the frame itself; alpha is counted as one more channel."""
-    image = meta_tensor(1, source.height, source.width, min(channels, 3))
-    _, cost = measure(lambda: prepare(image, output), held=[])
-    return cost.peak_bytes + alpha_bytes(channels, output)
-
-
-def alpha_bytes(channels: int, output: Extent) -> int:
-    """Return what the alpha of one frame takes."""
-    return torch.float32.itemsize * output.area if channels == 4 else 0
-
-
-def color_bytes(output: Extent, channels: int, options: RestoreOptions, mask: Extent | None = None) -> int:
-    """Return the scratch of ``finish`` on one frame, beside pixels, input, colour reference and result.
-
-    A formula, because hundreds of bands would take longer to sketch than all the rest: so many bands of a plane, and
-    for lab the sort of one channel. Measured with torch's allocator from 256x256 to 4000x3000.
-
-    Args:
-        output: size of the frame.
-        channels: of the image.
-        options: how colours are matched, how much detail is added, how wide the border of the mask is.
-        mask: its size; None where there is none.
-    """
-    plane = torch.float32.itemsize * output.area
-    touched = options.detail != 1.0 or mask is not None
-    # Gray has no room for matched colours in its own image, and no colours to be laid out.
-    matched = 3 * plane if channels == 1 and (options.color != "none" or touched) else 0
-    in_place = channels > 1 and (options.color != "none" or touched)
-    layout = int(LAYOUT_BANDS[not in_place] * min(3 * plane, BAND_BYTES))
-    detail = 0 if options.detail == 1.0 else _match_bytes(output, "wavelet")
-    masking = 0 if mask is None else mask_bytes(output, mask, options.feather_px)
-    return matched + max(layout, _match_bytes(output, options.color), detail, masking)
-
-
-def _match_bytes(output: Extent, method: ColorMethod) -> int:
-    """Return the scratch of ``match_color`` on one frame."""
-    plane = torch.float32.itemsize * output.area
-    halo = 2 * LOW_PASS_REACH * torch.float32.itemsize * output.width
-    if plane <= BAND_BYTES + halo:
-        return int(COLOR_BANDS[method][0] * plane)
-    matching = int(COLOR_BANDS[method][1] * (BAND_BYTES + halo))
-    return max(matching, LAB_BYTES_PER_PIXEL * output.area if method == "lab" else 0)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def mask_bytes(output: Extent, mask: Extent, reach: int) -> int:
-    """Return the peak of resizing a mask, of smoothing it by ``reach`` pixels and of blending with it one frame."""
-    _, resizing = measure(lambda: resize_mask(meta_tensor(1, mask.height, mask.width), output), held=[])
-    rows = min(output.height, mask_rows(output, reach))
-    band = Extent(min(output.height, rows + 2 * reach), output.width)
-    _, smoothing = measure(lambda: feather(meta_tensor(1, 1, band.height, band.width), reach), held=[])
-    # The weights of the band before stay until there are new ones.
-    blending = smoothing.peak_bytes + torch.float32.itemsize * band.area
-    return max(resizing.peak_bytes, torch.float32.itemsize * output.area + blending)

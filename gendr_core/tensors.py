@@ -93,12 +93,12 @@ def to_pixels(planes: Tensor) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Tensor:
-    """Return an image [B, H, W, C] clamped to 0 to 1, float32, on the CPU; (pixels + 1) / 2.
+    """Return an image [B, H, W, C] clamped to 0 to 1, float32, on the same device; (pixels + 1) / 2.
 
     Args:
         pixels: [B, C, H, W], nominally -1 to 1, any dtype and device.
     """
-    planes = pixels.to("cpu", torch.float32) + 1.0
+    planes = pixels.to(torch.float32) + 1.0
     return planes.mul_(0.5).clamp_(0.0, 1.0).permute(0, 2, 3, 1).contiguous()
 
 

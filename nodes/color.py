@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..gendr_core.color import match_color
 from ..gendr_core.config import ColorMethod
-from ..gendr_core.finish import check_count, one_of
-from ..gendr_core.geometry import Extent
+from ..gendr_core.finish import check_count, of_frames
+from ..gendr_core.geometry import Extent, Span
 from ..gendr_core.prepare import prepare, restore_layout
 from ..gendr_core.tensors import check_image
-from .frames import each_frame
+from .frames import each_group
 from .host import host_for
 from .sockets import image_input, node_schema
 from .widgets import color_input
@@ -59,10 +59,10 @@ class MatchColor(io.ComfyNode):
 
         host = host_for()
 
-        def match(index: int) -> "Tensor":
-            return _match_frame(one_of(image, index), one_of(reference, index), color, host.interrupt)
+        def match(frame: Span) -> "Tensor":
+            return _match_frame(of_frames(image, frame), of_frames(reference, frame), color, host.interrupt)
 
-        return io.NodeOutput(each_frame(len(image), host, match))
+        return io.NodeOutput(each_group(len(image), 1, host, match))
 
 
 def _match_frame(image: "Tensor", reference: "Tensor", method: ColorMethod, interrupt: "Interrupt") -> "Tensor":

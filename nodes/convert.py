@@ -39,9 +39,9 @@ class Convert(io.ComfyNode):
         return node_schema(
             "GenDR_Convert",
             "Convert to GenDR",
-            "Merges the published weights of OSEDiff, PiSA-SR, HYPIR-SD2 or S3Diff with their base model into a UNet"
-            " and a VAE for the GenDR nodes, writes both into the model folders and loads them. Run again, it loads"
-            " what it wrote.",
+            "Merges the published weights of OSEDiff, PiSA-SR, HYPIR-SD2, S3Diff or TVT with their base model into a"
+            " UNet and a VAE for the GenDR nodes, writes both into the model folders and loads them. Run again, it"
+            " loads what it wrote.",
             inputs=[
                 io.Conditioning.Input(
                     "positive",
@@ -107,7 +107,7 @@ class Convert(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="Its VAE, for the GenDR nodes and ComfyUI's own VAE nodes."),
                 io.String.Output(display_name="files", tooltip="Names of the files, one per line, the VAE last."),
             ],
-            search_aliases=["OSEDiff", "PiSA-SR", "HYPIR", "S3Diff", "merge lora", "import weights"],
+            search_aliases=["OSEDiff", "PiSA-SR", "HYPIR", "S3Diff", "TVT", "merge lora", "import weights"],
             is_output_node=True,
         )
 

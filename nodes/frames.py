@@ -1,7 +1,6 @@
-"""Runs a stage on a batch image by image, with progress and cancel.
+"""Runs a stage on a batch, a few images at a time, with progress and cancel.
 
-Role: between the nodes of ``latent`` and ``color`` and the stages of the core. The result of an image then depends on
-no other one, and memory does not grow with the batch.
+Role: between the nodes of ``latent`` and ``color`` and the stages of the core. Memory does not grow with the batch.
 """
 
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from torch import Tensor
 from ..gendr_core.backoff import Ladder, run_stage
 from ..gendr_core.config import RestoreOptions
 from ..gendr_core.finish import Guides, GuideShapes
-from ..gendr_core.geometry import Extent
+from ..gendr_core.geometry import Extent, Span, partition
 from ..gendr_core.host import Host, Meter, SilentProgress
 from ..gendr_core.memory import format_bytes
 from ..gendr_core.model import GenDRUNet, GenDRVAE
 from ..gendr_core.plan import StagePlan
 from ..gendr_core.planner import Planner, Task
-from ..gendr_core.spec import SPATIAL_FACTOR
+from ..gendr_core.spec import ModelSpec
 
 _log = getLogger(__name__)
 
@@ -42,16 +41,16 @@ def guides_of(mask: Tensor | None, color_reference: Tensor | None) -> Guides:
     )
 
 
-def latent_extent(samples: Tensor) -> Extent:
-    """Return the size in pixels of latents [B, C, h, w]."""
-    return Extent(height=samples.shape[2] * SPATIAL_FACTOR, width=samples.shape[3] * SPATIAL_FACTOR)
+def latent_extent(samples: Tensor, spec: ModelSpec) -> Extent:
+    """Return the size in pixels of latents [B, C, h, w] of a model."""
+    return Extent(height=samples.shape[2] * spec.cell_px, width=samples.shape[3] * spec.cell_px)
 
 
 def latent_planner(
     samples: Tensor, unet: GenDRUNet, vae: GenDRVAE | None, options: RestoreOptions, *, host: Host
 ) -> Planner:
     """Return who plans for latents [B, C, h, w]; of ``options`` the scale is 1."""
-    task = Task(source=latent_extent(samples), frames=samples.shape[0])
+    task = Task(source=latent_extent(samples, unet.spec), frames=samples.shape[0])
     return Planner(unet, vae, task, options, host=host)
 
 
@@ -79,32 +78,33 @@ class StageRun:
         self._ladder = ladder
         self.meter = Meter(host, num_frames * way.flops)
         self.host = replace(host, progress=SilentProgress())
-        """For ``each_frame``: the meter knows better how far the work is than the number of frames."""
+        """For ``each_group``: the meter knows better how far the work is than the number of frames."""
 
-    def __call__(self, compute: Callable[[StagePlan], Tensor]) -> Tensor:
-        """Return what the stage gives for one frame.
+    def __call__(self, frames: Tensor, compute: Callable[[Tensor, StagePlan], Tensor]) -> Tensor:
+        """Return what the stage gives for ``frames``.
 
         Raises:
             OutOfMemoryError: it fits in no way.
         """
-        return run_stage(self._ladder, self.meter, compute)
+        return run_stage(self._ladder, self.meter, frames, compute)
 
 
-def each_frame(num_frames: int, host: Host, stage: Callable[[int], Tensor]) -> Tensor:
-    """Return the results of ``stage`` on every frame, as one float32 batch on the CPU.
+def each_group(num_frames: int, together: int, host: Host, stage: Callable[[Span], Tensor]) -> Tensor:
+    """Return the results of ``stage`` on all frames, as one float32 batch on the CPU.
 
     Args:
         num_frames: at least 1.
-        host: told of every frame done and asked before each one.
-        stage: returns the result [1, ...] for the frame of that index, of the same shape for all.
+        together: frames of a group, at least 1.
+        host: told of every group done and asked before each one.
+        stage: returns the results [B, ...] for these frames, of the same shape for all.
     """
     batch = torch.empty(0)
-    for index in range(num_frames):
+    for frames in partition(num_frames, together):
         host.interrupt.check()
-        result = stage(index)
-        if index == 0:
+        results = stage(frames)
+        if frames.start == 0:
             # Each in its place at once: a list of results would be there a second time when it is joined.
-            batch = torch.empty(num_frames, *result.shape[1:])
-        batch[index : index + 1] = result
-        host.progress.update(index + 1, num_frames)
+            batch = torch.empty(num_frames, *results.shape[1:])
+        batch[frames.places] = results
+        host.progress.update(frames.stop, num_frames)
     return batch

@@ -13,13 +13,14 @@ from comfy_api.latest import io
 from ..gendr_core.decode import decode
 from ..gendr_core.encode import encode
 from ..gendr_core.errors import ShapeError
-from ..gendr_core.finish import one_of
-from ..gendr_core.geometry import Padding
+from ..gendr_core.geometry import Padding, Span
+from ..gendr_core.pipeline import check_pair
 from ..gendr_core.planner import Planner
 from ..gendr_core.prepare import Prepared, prepare, restore_layout
+from ..gendr_core.spec import ModelSpec
 from ..gendr_core.step import one_step
 from ..gendr_core.tensors import check_image, check_latent, crop, to_image
-from .frames import StageRun, each_frame, image_task, latent_extent, latent_planner
+from .frames import StageRun, each_group, image_task, latent_extent, latent_planner
 from .host import HostedUNet, HostedVAE, gendr_vae, host_for
 from .sockets import image_input, model_input, node_schema, vae_input
 from .widgets import (
@@ -85,20 +86,22 @@ class Encode(io.ComfyNode):
         """Encode the batch."""
         check_image(image)
         host, unet, vae16 = host_for(model, vae), model.unet, gendr_vae(vae)
+        if vae16 is not None:
+            check_pair(unet, vae16)
         options = restore_options(size, factor, edge, memory=memory_options(**memory))
         planner = Planner(unet, vae16, image_task(image), options, host=host)
         references = torch.empty(len(image), planner.output.height, planner.output.width, 3)
         frames: list[Prepared] = []
 
-        run = StageRun("encode", planner.encode, host, len(image))
+        run, front = StageRun("encode", planner.encode, host, len(image)), unet.spec.front
 
-        def encode_frame(index: int) -> "Tensor":
-            prepared = prepare(one_of(image, index), planner.output)
-            references[index : index + 1] = to_image(prepared.reference)
+        def encode_frames(places: Span) -> "Tensor":
+            prepared = prepare(image[places.places], planner.output, planner.pad_multiple)
+            references[places.places] = to_image(prepared.reference)
             frames.append(_without_pictures(prepared))
-            return run(lambda plan: encode(prepared.pixels, unet.spec.front, vae16, plan=plan, meter=run.meter))
+            return run(prepared.pixels, lambda x, plan: encode(x, front, vae16, plan=plan, meter=run.meter))
 
-        samples = each_frame(len(image), run.host, encode_frame)
+        samples = each_group(len(image), planner.together, run.host, encode_frames)
         return io.NodeOutput({"samples": samples, FRAME_KEY: _joined(frames)}, references)
 
 
@@ -132,11 +135,11 @@ class OneStep(io.ComfyNode):
         planner = latent_planner(samples, model.unet, None, options, host=host)
         run, weight = StageRun("step", planner.step, host, len(samples)), options.guidance
 
-        def step(index: int) -> "Tensor":
-            frame = one_of(samples, index)
-            return run(lambda plan: one_step(frame, model.unet, guidance=weight, plan=plan, meter=run.meter))
+        def step(frames: Span) -> "Tensor":
+            part = samples[frames.places]
+            return run(part, lambda x, plan: one_step(x, model.unet, guidance=weight, plan=plan, meter=run.meter))
 
-        return io.NodeOutput({**latent, "samples": each_frame(len(samples), run.host, step)})
+        return io.NodeOutput({**latent, "samples": each_group(len(samples), planner.together, run.host, step)})
 
 
 class Decode(io.ComfyNode):
@@ -168,18 +171,21 @@ class Decode(io.ComfyNode):
         **memory: "Unpack[MemoryWidgets]",
     ) -> io.NodeOutput:
         """Decode the batch."""
-        samples, frame = _samples_of(latent), _frame_of(latent)
+        samples, frame = _samples_of(latent), _frame_of(latent, model.unet.spec)
         host, vae16 = host_for(model, vae), gendr_vae(vae)
+        if vae16 is not None:
+            check_pair(model.unet, vae16)
         planner = latent_planner(samples, model.unet, vae16, latent_options(memory=memory_options(**memory)), host=host)
         run, back = StageRun("decode", planner.decode, host, len(samples)), model.unet.spec.back
 
-        def decode_frame(index: int) -> "Tensor":
-            part = one_of(samples, index)
-            pixels = run(lambda plan: decode(part, back, vae16, plan=plan, meter=run.meter))
-            alpha = None if frame.alpha is None else one_of(frame.alpha, index)
+        def decode_frames(frames: Span) -> "Tensor":
+            pixels = run(
+                samples[frames.places], lambda x, plan: decode(x, back, vae16, plan=plan, meter=run.meter).cpu()
+            )
+            alpha = None if frame.alpha is None else frame.alpha[frames.places]
             return restore_layout(crop(pixels, frame.padding, frame.extent), replace(frame, alpha=alpha))
 
-        return io.NodeOutput(each_frame(len(samples), run.host, decode_frame))
+        return io.NodeOutput(each_group(len(samples), planner.together, run.host, decode_frames))
 
 
 def _samples_of(latent: dict[str, Any]) -> "Tensor":
@@ -204,14 +210,14 @@ def _joined(frames: "list[Prepared]") -> Prepared:
     return replace(frames[0], alpha=torch.cat(alphas) if alphas else None)
 
 
-def _frame_of(latent: dict[str, Any]) -> Prepared:
+def _frame_of(latent: dict[str, Any], spec: ModelSpec) -> Prepared:
     """Return what Encode noted in this latent, or a plain RGB frame of its whole size if it comes from elsewhere.
 
     Raises:
         ShapeError: another node changed the size, or the number of images where they have alpha.
     """
     samples = latent["samples"]
-    whole = latent_extent(samples)
+    whole = latent_extent(samples, spec)
     frame: Prepared | None = latent.get(FRAME_KEY)
     if frame is None:
         nothing, no_padding = samples.new_empty(0), Padding(left=0, right=0, top=0, bottom=0)

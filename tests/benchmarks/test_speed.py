@@ -27,6 +27,7 @@ def setting(**given: object) -> Setting:
         "device": "cpu",
         "attention": "windows",
         "graphs": "off",
+        "kernels": "torch",
         "against": None,
         "compiled": False,
         "errors": False,
@@ -198,7 +199,15 @@ def test_this_machine_reaches_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--size", "3"], ["--repeat", "0"], ["--compile"], ["--errors"], ["--photo", "0"], ["--passes", "3"]],
+    [
+        ["--size", "3"],
+        ["--repeat", "0"],
+        ["--compile"],
+        ["--errors"],
+        ["--photo", "0"],
+        ["--kernels", "fused"],
+        ["--passes", "3"],
+    ],
     ids=" ".join,
 )
 def test_choices_that_mean_nothing_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

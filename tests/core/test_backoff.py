@@ -9,7 +9,7 @@ import torch
 from faults import ScarceMemory
 from networks import seeded, tiny_unet, tiny_vae
 
-from gendr_core.backoff import Ladder, run_stage, run_twice
+from gendr_core.backoff import Ladder, run_end, run_stage, run_twice
 from gendr_core.config import MemoryOptions, RestoreOptions
 from gendr_core.errors import OutOfMemoryError
 from gendr_core.host import Meter
@@ -100,30 +100,60 @@ def test_a_stage_is_done_again_with_less_until_it_succeeds() -> None:
     seen: list[int] = []
     meter = Meter()
 
-    def compute(plan: StagePlan) -> str:
+    def compute(x: torch.Tensor, plan: StagePlan) -> torch.Tensor:
         seen.append(plan.activation_bytes)
         meter.flops += 10
         if plan.activation_bytes > 40:
             raise torch.OutOfMemoryError("no")
-        return "done"
+        return x + 1
 
-    steps = ladder(100, 60, 30)
-    assert run_stage(steps, meter, compute) == "done"
+    steps, frame = ladder(100, 60, 30), torch.zeros(1, 2)
+    assert torch.equal(run_stage(steps, meter, frame, compute), frame + 1)
     assert seen == [100, 60, 30]
     assert meter.flops == 10
-    assert run_stage(steps, meter, compute) == "done"
+    assert torch.equal(run_stage(steps, meter, frame, compute), frame + 1)
     assert seen[3:] == [30]
+
+
+def test_frames_go_through_as_many_at_a_time_as_the_plan_says() -> None:
+    seen: list[int] = []
+
+    def compute(x: torch.Tensor, plan: StagePlan) -> torch.Tensor:
+        seen.append(len(x))
+        if plan.batch > 2:
+            raise torch.OutOfMemoryError("no")
+        return 2 * x
+
+    ways = (StagePlan(batch=batch, activation_bytes=batch) for batch in (4, 2))
+    steps = Ladder("step", ways, device_type="cpu", room_bytes=10, resident_bytes=0)
+    frames = torch.arange(10.0).view(5, 2)
+    assert torch.equal(run_stage(steps, Meter(), frames, compute), 2 * frames)
+    assert seen == [4, 2, 2, 1]
+
+
+def test_the_ends_go_on_with_the_processor_where_a_device_has_no_room(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    def compute(device: torch.device) -> str:
+        seen.append(device.type)
+        if device.type == "meta":
+            raise torch.OutOfMemoryError("no")
+        return "done"
+
+    assert run_end("prepare", torch.device("meta"), compute) == "done"
+    assert seen == ["meta", "cpu"]
+    assert "prepare ran out of memory on meta" in caplog.text
 
 
 def test_the_last_way_is_tried_twice() -> None:
     seen: list[int] = []
 
-    def compute(plan: StagePlan) -> None:
+    def compute(_: torch.Tensor, plan: StagePlan) -> torch.Tensor:
         seen.append(plan.activation_bytes)
         raise torch.OutOfMemoryError("no")
 
     with pytest.raises(OutOfMemoryError, match="at least 60 B"):
-        run_stage(ladder(100, 60), Meter(), compute)
+        run_stage(ladder(100, 60), Meter(), torch.zeros(1), compute)
     assert seen == [100, 60, 60]
 
 
@@ -131,12 +161,12 @@ def test_the_last_way_is_tried_twice() -> None:
 def test_other_errors_pass_at_once(error: Exception) -> None:
     calls: list[int] = []
 
-    def compute(*_: Any) -> None:
+    def compute(*_: Any) -> torch.Tensor:
         calls.append(1)
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_stage(ladder(2, 1), Meter(), compute)
+        run_stage(ladder(2, 1), Meter(), torch.zeros(1), compute)
     with pytest.raises(type(error), match=str(error)):
         run_twice("color", compute)
     assert len(calls) == 2

@@ -174,8 +174,8 @@ def test_kinds_are_not_mixed_up(path: Path) -> None:
 
 
 def test_a_vae_with_another_factor_is_refused(path: Path) -> None:
-    save_file(vae_state(VAEArch(block_out_channels=(32, 32), layers_per_block=1)), path)
-    with pytest.raises(CheckpointError, match="8 pixels per latent cell, got 2"):
+    save_file(vae_state(VAEArch(block_out_channels=(32,), layers_per_block=1)), path)
+    with pytest.raises(CheckpointError, match="2, 4, 8 or 16 pixels per latent cell, got 1"):
         read_vae(path, SpecOverrides(latent_scaling=1.0))
 
 

@@ -256,7 +256,6 @@ def test_stopped_between_two_tensors_nothing_is_left(run: Convert, folder: Path)
         ("encoder.down_blocks.0.resnets.0.time_emb_proj.weight", "InvSR"),
         ("module.body.1.conv_in.weight", "AdcSR"),
         ("params_ema/map_layer0.weight", "CTMSR"),
-        ("state_dict/vaeDe4.encoder.conv_in.weight", "TVT"),
     ],
 )
 def test_the_file_of_one_that_cannot_be_had_is_recognised(run: Convert, folder: Path, name: str, title: str) -> None:

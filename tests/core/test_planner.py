@@ -46,6 +46,8 @@ GIB = 2**30
 def models(kind: str) -> tuple[GenDRUNet, GenDRVAE | None]:
     if kind == "pixel":
         return tiny_unet(192, front="pixel_unshuffle8", back="pixel_shuffle8"), None
+    if kind == "cells of 4":
+        return tiny_unet(cell_px=4), tiny_vae(4)
     return tiny_unet(negative=True), tiny_vae()
 
 
@@ -60,7 +62,7 @@ def plan_full(edge: int, dtype: torch.dtype = torch.bfloat16, *, device: str = "
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="other convolutions have other scratch memory")
-@pytest.mark.parametrize("kind", ["pixel", "pair"])
+@pytest.mark.parametrize("kind", ["pixel", "pair", "cells of 4"])
 @pytest.mark.parametrize(
     "memory",
     [

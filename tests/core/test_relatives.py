@@ -11,6 +11,7 @@ from gendr_core.relatives import REFUSED, RELATIVES, find_relative
         ("pisa-sr", 1, (1.0, -1.0), 1.0),
         ("hypir-sd2", 200, (1.151869, -0.571666), 1.0),
         ("s3diff", 999, (14.648814, -14.614641), 1.07),
+        ("tvt", 1, (1.000853, -0.041314), 1.0),
     ],
 )
 def test_the_numbers_are_those_of_the_publications(
@@ -35,5 +36,5 @@ def test_a_relative_is_found_by_title_and_key(relative: object) -> None:
 
 
 def test_an_unknown_relative_names_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="expected one of osediff, pisa-sr, hypir-sd2, s3diff, got 'seesr'"):
+    with pytest.raises(OptionError, match="expected one of osediff, pisa-sr, hypir-sd2, s3diff, tvt, got 'seesr'"):
         find_relative("seesr")

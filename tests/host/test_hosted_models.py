@@ -2,12 +2,13 @@ import gc
 import weakref
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from weights import LATENT, PIXEL, TINY_VAE
+from weights import LATENT, LATENT_4PX, PIXEL, TINY_VAE, VAE_4PX, write_small_cells
 
 pytestmark = pytest.mark.host
 
@@ -83,6 +84,30 @@ def test_cores_vae_nodes_free_what_the_planner_says(hosted: ModuleType, vae: Any
         (vae.memory_used_encode((2, 3, 192, 320), torch.float32), plans.encode.plan.activation_bytes),
         (vae.memory_used_encode((1, 3, 197, 323), torch.float32), plans.encode.plan.activation_bytes),
         (vae.memory_used_decode((2, 16, 24, 40), torch.float32), plans.decode.plan.activation_bytes - reference_bytes),
+    ):
+        assert planned - 2**19 <= figure <= planned
+
+
+def test_core_takes_a_vae_of_4_pixels_per_cell_for_what_it_is(hosted: ModuleType, base: Path) -> None:
+    from nodes import VAEDecode, VAEDecodeTiled, VAEEncode, VAEEncodeTiled  # pyright: ignore[reportAttributeAccessIssue]
+
+    write_small_cells(base / "models")
+    vae, model = hosted.load_hosted_vae(VAE_4PX), hosted.load_hosted_unet(LATENT_4PX)
+    assert (vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio) == (4, 4, 4)
+    (latent,) = VAEEncode().encode(vae, image_of(66, 75))
+    assert latent["samples"].shape == (1, 4, 16, 18)
+    (decoded,) = VAEDecode().decode(vae, latent)
+    assert decoded.shape == (1, 64, 72, 3)
+    (latent,) = VAEEncodeTiled().encode(vae, image_of(192, 128), 128, 32)
+    assert latent["samples"].shape == (1, 4, 48, 32)
+    (decoded,) = VAEDecodeTiled().decode(vae, latent, 128, 32)
+    assert decoded.shape == (1, 192, 128, 3)
+    planner, geometry, config = (core_module(hosted, name) for name in ("planner", "geometry", "config"))
+    task, options = planner.Task(source=geometry.Extent(192, 320)), config.RestoreOptions(scale=1.0)
+    plans = planner.Planner(model.unet, vae.gendr, task, options, host=hosted.host_for(model, vae))
+    for figure, planned in (
+        (vae.memory_used_encode((1, 3, 195, 323), torch.float32), plans.encode.plan.activation_bytes),
+        (vae.memory_used_decode((1, 4, 48, 80), torch.float32), plans.decode.plan.activation_bytes - 3 * 4 * 192 * 320),
     ):
         assert planned - 2**19 <= figure <= planned
 

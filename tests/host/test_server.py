@@ -8,7 +8,7 @@ import pytest
 from comfy_server import Graph, Server, node
 from pack import ROOT
 from PIL import Image
-from weights import LATENT, PIXEL, TINY_VAE, WRONG_UNETS
+from weights import LATENT, LATENT_4PX, PIXEL, TINY_VAE, VAE_4PX, WRONG_UNETS, write_small_cells
 
 from gendr_core.config import MemoryOptions, RestoreOptions
 from gendr_core.finish import Guides
@@ -19,6 +19,7 @@ from gendr_core.pipeline import restore
 pytestmark = pytest.mark.host
 
 MINI = "gendr-mini-pixel.safetensors"
+VAES = {LATENT: TINY_VAE, LATENT_4PX: VAE_4PX}
 SIZE: dict[str, Any] = {"size": "by factor", "factor": 2.0, "edge": 64}
 
 
@@ -37,8 +38,8 @@ def restoring(image: str, unet: str, name: str, **changes: Any) -> Graph:
         "restore": node("GenDR_Restore", image=["image", 0], model=["unet", 0], **widgets),
         "save": node("ProbeSave", image=["restore", 0], name=name),
     }
-    if unet == LATENT:
-        graph["vae"] = node("GenDR_LoadVAE16", vae_file=TINY_VAE)
+    if unet in VAES:
+        graph["vae"] = node("GenDR_LoadVAE16", vae_file=VAES[unet])
         graph["restore"]["inputs"]["vae"] = ["vae", 0]
     return graph
 
@@ -73,9 +74,11 @@ def test_core_saves_what_was_restored(server: Server) -> None:
         np.testing.assert_array_equal(np.asarray(image), (server.floats("restored")[0] * 255).astype(np.uint8))
 
 
-def test_the_parts_and_cores_vae_nodes_join(server: Server) -> None:
+@pytest.mark.parametrize("unet", VAES)
+def test_the_parts_and_cores_vae_nodes_join(server: Server, unet: str) -> None:
+    write_small_cells(server.base / "models")
     image = picture(server, 16, 24).name
-    graph = restoring(image, LATENT, "whole", color="none")
+    graph = restoring(image, unet, "whole", color="none")
     model, vae = ["unet", 0], ["vae", 0]
     graph["encode"] = node("GenDR_Encode", image=["image", 0], model=model, vae=vae, **SIZE)
     graph["step"] = node("GenDR_OneStep", latent=["encode", 0], model=model, guidance=0.0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weightfiles import PLAIN_UNET, TINY_UNET
 
 from gendr_core.checkpoint import read_unet, write_unet, write_vae
+from gendr_core.errors import CheckpointError
 from gendr_core.metrics import psnr_y
 from gendr_core.model import load_unet, load_vae
 from gendr_core.nets import VAE, UNet
@@ -40,6 +41,14 @@ def vae_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
     write_vae(path, VAESpec(arch=arch, latent_scaling=SCALING), VAE(arch).state_dict())
     return str(path)
+
+
+def test_a_vae_of_other_cells_is_refused(tmp_path: Path) -> None:
+    arch = VAEArch(latent_channels=4, block_out_channels=(4, 4, 8), layers_per_block=1, norm_groups=4)
+    path = tmp_path / "vae.safetensors"
+    write_vae(path, VAESpec(arch=arch), VAE(arch).state_dict())
+    with pytest.raises(CheckpointError, match="8 pixels per latent cell to train with, got one with 4"):
+        seeded(settings_of(str(path)))
 
 
 def settings_of(vae_file: str, **values: object) -> BaseSettings:
