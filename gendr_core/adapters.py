@@ -9,15 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 
 State = Mapping[str, Tensor]
 
 PEFT_ALPHA = 8.0
 """LoraConfig's own ``lora_alpha``, which stands where a training code sets none; files do not store it."""
-MAX_LISTED = 5
-"""How many names an error lists before it only counts."""
-
 _HALF = re.compile(r"(.+)\.lora_([AB])(?:\.([\w-]+))?\.weight")
 
 
@@ -214,9 +211,3 @@ def merge(
 def peft_scale(adapter: Adapter) -> float:
     """Return alpha / rank with peft's own alpha, for files that were trained without setting one."""
     return PEFT_ALPHA / adapter.rank
-
-
-def listed(names: Collection[str]) -> str:
-    """Return the first names in words, and how many more there are."""
-    more = len(names) - MAX_LISTED
-    return ", ".join(list(names)[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .adapters import State, listed
+from .adapters import State
 from .checkpoint import SpecOverrides, UNetCheckpoint, VAECheckpoint, read_unet, read_vae, write_unet, write_vae
-from .errors import CheckpointError, OptionError, errors_about
+from .errors import CheckpointError, OptionError, errors_about, listed
 from .header import read_header
 from .host import NEVER, Interrupt
 from .layouts import PROMPT_NAMES

@@ -1,12 +1,16 @@
 """The errors that users see, one small tree under ``GenDRError``.
 
 Role: the bottom of the house; every layer may raise these. Each message says what was expected, what came and
-what to change, in the words of the command line and the nodes; ``errors_about`` adds of which file.
+what to change, in the words of the command line and the nodes; ``errors_about`` adds of which file, and ``listed``
+shortens what it lists.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+MAX_LISTED = 5
+"""How many names a message lists before it only counts."""
 
 
 class GenDRError(Exception):
@@ -48,3 +52,9 @@ def errors_about(path: Path) -> Generator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
+
+
+def listed(names: Collection[str]) -> str:
+    """Return the first names in words, and how many more there are."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(list(names)[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -5,7 +5,7 @@ Role: below ``checkpoint``, beside ``layouts``; everything here takes names and 
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .float8 import FLOAT8, from_float8, has_nan
 from .header import Header, Shape
 from .layouts import PROMPT_NAMES, SCALE_SUFFIX, Located
@@ -24,8 +24,6 @@ READABLE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.fl
 SCALED_DTYPE, SCALES_DTYPE = "F8_E4M3", "F32"
 """Of weights that come with scales, and of these."""
 SUFFIXES = (".safetensors", ".sft")
-MAX_LISTED = 5
-"""How many names an error lists before it only counts."""
 
 
 def read_tensors(path: Path, sources: Mapping[str, str], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
@@ -79,7 +77,7 @@ def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     broken = [name for name, tensor in filled if not _is_finite(tensor)]
     if broken:
         raise CheckpointError(
-            f"{_listed(broken)} hold NaN or infinite values: the model is broken, get or export it again"
+            f"{listed(broken)} hold NaN or infinite values: the model is broken, get or export it again"
         )
 
 
@@ -132,7 +130,7 @@ def check_network(network: nn.Module, shapes: Mapping[str, Shape]) -> None:
         if name in shapes and shapes[name] != shape
     ]
     problems = [
-        f"{len(names)} {what}: {_listed(names)}"
+        f"{len(names)} {what}: {listed(names)}"
         for what, names in (("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong))
         if names
     ]
@@ -141,11 +139,6 @@ def check_network(network: nn.Module, shapes: Mapping[str, Shape]) -> None:
             f"the file does not fit its network of {len(expected)} tensors; {'; '.join(problems)}."
             " It is incomplete, or of an architecture that GenDR does not run"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:

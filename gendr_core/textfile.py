@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .header import Shape
 from .layouts import WORDS, count_distinct, identify
 
@@ -26,9 +26,6 @@ CHOOSE = "choose the text_encoder of SD2.1 (gendr download sd21-text-encoder), o
 MARK = re.compile(r"(?P<prefix>.*?)(?P<transformers>(?:text_model\.)?embeddings\.)?token_embedding\.weight")
 """The one tensor that every CLIP text encoder has; what stands before it stands before all of them."""
 T5 = re.compile(r"(?:.*\.)?(?:shared\.weight|encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight)")
-
-MAX_LISTED = 3
-"""How many names an error lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,8 +180,7 @@ def _check(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], pieces: M
     """Raise unless every piece is in the file in its shape."""
     missing = sorted({piece.source for piece in pieces.values() if piece.source not in shapes})
     if missing:
-        listed = ", ".join(missing[:MAX_LISTED]) + (" and others" if len(missing) > MAX_LISTED else "")
-        raise CheckpointError(f"the text encoder lacks {len(missing)} tensors ({listed}): get the file again")
+        raise CheckpointError(f"the text encoder lacks {len(missing)} tensors ({listed(missing)}): get the file again")
     for name, (source, third) in pieces.items():
         rows, *rest = expected[name]
         wanted = (rows if third is None else 3 * rows, *rest)

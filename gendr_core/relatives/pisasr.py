@@ -8,9 +8,9 @@ kinds of adapters (the model itself), and with those for pixels only. Strengths 
 with z_pixel and z_both the results of the two UNets; p = s = 1 is the model itself, s = 0 with p = 1 the pixel UNet.
 """
 
-from ..adapters import Adapted, Adapter, check_layers, merge, peft_scale, split_adapters
+from ..adapters import merge, peft_scale, split_adapters
 from ..errors import CheckpointError
-from .osediff import UNET_PARTS
+from .osediff import unet_layers
 from .relative import SD2_BASE, Bases, Degradation, Merged, Published, Relative
 
 PIXEL = "pixel"
@@ -29,16 +29,9 @@ def merged(published: Published, bases: Bases, degradation: Degradation | None) 
         raise CheckpointError(
             f"expected adapters only, got {len(found.trained)} other tensors in state_dict_unet: the file is no PiSA-SR"
         )
-    pixel = merge(bases.unet, _layers(published, found, "pix"), peft_scale)
-    both = merge(pixel, _layers(published, found, "sem"), peft_scale)
+    pixel = merge(bases.unet, unet_layers(published, found, "_pix"), peft_scale)
+    both = merge(pixel, unet_layers(published, found, "_sem"), peft_scale)
     return Merged(unets={"": both, PIXEL: pixel}, vae=bases.vae)
-
-
-def _layers(published: Published, found: Adapted, kind: str) -> dict[str, Adapter]:
-    layers = found.layers(*(f"default_{part}_{kind}" for part in UNET_PARTS))
-    named = {layer for part in UNET_PARTS for layer in published.names(f"unet_lora_{part}_modules_{kind}")}
-    check_layers(layers, named, f"UNet ({kind})")
-    return layers
 
 
 PISASR = Relative(

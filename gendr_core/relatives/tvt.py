@@ -5,9 +5,9 @@ its tensors under ``vaeDe4.`` in a dict ``state_dict``; model_TVT.pkl, a dict wi
 UNet's tensors: adapters, and whole layers around the new level, which have adapters besides.
 """
 
-from ..adapters import check_layers, listed, merge, peft_scale, split_adapters, with_trained
-from ..errors import CheckpointError
-from .osediff import UNET_PARTS
+from ..adapters import merge, peft_scale, split_adapters, with_trained
+from ..errors import CheckpointError, listed
+from .osediff import unet_layers
 from .relative import Bases, Degradation, Merged, Published, Relative, epsilon_coefficients
 
 TIMESTEP = 1
@@ -23,9 +23,7 @@ def merged(published: Published, bases: Bases, degradation: Degradation | None) 
     """
     del degradation
     unet = split_adapters(published.group("state_dict_unet"))
-    layers = unet.layers(*(f"default_{part}" for part in UNET_PARTS))
-    named = {layer for part in UNET_PARTS for layer in published.names(f"unet_lora_{part}_modules")}
-    check_layers(layers, named, "UNet")
+    layers = unet_layers(published, unet)
     expected = {name for name in bases.unet if name.startswith(TRAINED)}
     missing, unknown = sorted(expected - unet.trained.keys()), sorted(unet.trained.keys() - expected)
     if missing or unknown:
