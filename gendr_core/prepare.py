@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import PAD_MULTIPLE, Extent, Padding, padding_to_multiple
-from .tensors import check_image, luma, reflect_pad, row_bands, to_image, to_pixels, to_planes
+from .tensors import luma, reflect_pad, row_bands, to_image, to_pixels, to_planes
 
 MIN_ALPHA = 0.5 / 255.0
 """Alpha below this is 0 in 8 bits: the colour there is unseen and may be anything."""
@@ -125,15 +125,11 @@ def prepare(image: Tensor, extent: Extent, multiple: int = PAD_MULTIPLE) -> Prep
     where the size changes a copy of the image and the half-resized [B, C, h, W]. Alpha that is not all 1 takes more.
 
     Args:
-        image: [B, H, W, C] with C of 1, 3 or 4; values are clamped to 0 to 1. Never written to. Gray and RGB may be on
-            torch's meta device.
+        image: [B, H, W, C] that ``tensors.check_image`` lets pass; to look at its values here would make the processor
+            wait for the device. They are clamped to 0 to 1. Never written to. Gray and RGB may be on the meta device.
         extent: final size.
         multiple: of pixels that both edges are padded to, see ``geometry.pad_multiple``.
-
-    Raises:
-        ImageError: ``image`` fails ``tensors.check_image``.
     """
-    check_image(image)
     channels = image.shape[3]
     # The planes go by no name here, so that their memory is free once they are resized.
     if channels == 4:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gendr_core import tensors
-from gendr_core.errors import ImageError
 from gendr_core.geometry import Extent
 from gendr_core.prepare import Prepared, prepare, restore_layout
 from gendr_core.tensors import crop
@@ -190,8 +189,3 @@ def test_preparing_runs_without_memory(channels: int) -> None:
     assert prepared.pixels.is_meta
     assert prepared.reference.shape == (1, 3, 800_000, 800_001)
     assert prepared.pixels.shape == (1, 3, 800_000, 800_064)
-
-
-def test_bad_images_are_refused() -> None:
-    with pytest.raises(ImageError, match="4 dimensions"):
-        prepare(torch.rand(4, 4, 3), Extent(4, 4))
