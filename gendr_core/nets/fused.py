@@ -6,17 +6,12 @@ it makes. The kernels are those of ``triton_kernels``; what they allocate is mad
 """
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..scratch import round_up
-
-if TYPE_CHECKING:
-    from .unet import UNet
-    from .vae import VAE
 
 TILE = 64
 """Positions and channels that the kernels work on at once, as ``triton_kernels`` has it."""
@@ -100,8 +95,8 @@ def normalise(
     return result
 
 
-def fuse(network: "UNet | VAE") -> None:
-    """Bring a network to these norms and to frames in channels_last, in place.
+def fuse(network: nn.Module) -> None:
+    """Bring a network to these norms in place, and thereby to frames in channels_last.
 
     Raises:
         OptionError: there is no Triton, and the network has memory to run.
@@ -115,7 +110,6 @@ def fuse(network: "UNet | VAE") -> None:
         for name, child in module.named_children():
             if type(child) is nn.GroupNorm:
                 setattr(module, name, FusedGroupNorm(child))
-    network.channels_last = True
 
 
 def _empty_like(frame: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ..errors import ShapeError
 from ..spec import UNetArch
 from .attention import SpatialTransformer, spread
 from .frame import WholeFrame
+from .fused import FusedGroupNorm
 from .layers import (
     TORCH_OPERATIONS,
     Downsample,
@@ -156,8 +157,6 @@ class UNet(nn.Module):
         super().__init__()
         self.arch = arch
         self.operations = operations
-        self.channels_last = False
-        """Whether frames are best in that order on any device, as fused norms and their convolutions read them."""
         make = Factory(operations, device, dtype)
         widths = arch.block_out_channels
         self.conv_in = make.conv(arch.in_channels, widths[0], padding=1)
@@ -177,6 +176,11 @@ class UNet(nn.Module):
             channels = widths[level]
         self.conv_norm_out = make.group_norm(arch.norm_groups, widths[0], NORM_EPS)
         self.conv_out = make.conv(widths[0], arch.out_channels, padding=1)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether frames are best in that order on any device, as fused norms and the layers beside them read them."""
+        return isinstance(self.conv_norm_out, FusedGroupNorm)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from ..errors import ShapeError
 from ..spec import VAEArch
 from .attention import FrameAttention
 from .frame import WholeFrame
+from .fused import FusedGroupNorm
 from .layers import TORCH_OPERATIONS, Downsample, Factory, Operations, ResnetBlock, Upsample, layers_of
 
 NORM_EPS = 1e-6
@@ -141,8 +142,6 @@ class VAE(nn.Module):
         super().__init__()
         self.arch = arch
         self.operations = operations
-        self.channels_last = False
-        """Whether frames are best in that order on any device, as fused norms and their convolutions read them."""
         self.run = WholeFrame()
         """How a frame runs where the caller does not say; a host that calls the network by itself gets this."""
         make = Factory(operations, device, dtype)
@@ -171,6 +170,11 @@ class VAE(nn.Module):
             moments = self.quant_conv(moments)
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether frames are best in that order on any device, as fused norms and the layers beside them read them."""
+        return isinstance(self.decoder.conv_norm_out, FusedGroupNorm)
 
     def encode(self, pixels: Tensor, *, run: WholeFrame | None = None) -> Tensor:
         """Return the posterior mode [B, latent_channels, h, w], unscaled; deterministic. Arguments as ``moments``."""
