@@ -12,11 +12,14 @@ ColorMethod = Literal["none", "wavelet", "adain", "lab", "ycbcr"]
 MemoryMode = Literal["auto", "whole", "tiles"]
 AttentionRange = Literal["windows", "full"]
 GraphMode = Literal["off", "auto"]
+WeightFormat = Literal["dtype", "fp8"]
 
 COLOR_METHODS: tuple[ColorMethod, ...] = get_args(ColorMethod)
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 ATTENTION_RANGES: tuple[AttentionRange, ...] = get_args(AttentionRange)
 GRAPH_MODES: tuple[GraphMode, ...] = get_args(GraphMode)
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+"""How weights stay in memory: in the dtype that their network computes in, or in 8 bits (docs/memory.md)."""
 MIN_SCALE = 0.25
 MAX_SCALE = 16.0
 MAX_DETAIL = 1.5

@@ -137,7 +137,7 @@ def load_unet(
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or says too little.
-        OptionError: ``fp8`` or ``fused`` is asked of a device or of layers that do not have it.
+        OptionError: ``fp8`` is asked of a device, or ``fused`` of a device or of layers, that do not have it.
     """
     checkpoint = read_unet(resolve_weights(path), overrides, folded=True)
     network = blank_unet(checkpoint.spec, checkpoint.folds, operations)
@@ -188,7 +188,7 @@ def fold_unet(
 
     Raises:
         CheckpointError: one of the folds cannot follow those that the network has.
-        OptionError: ``fp8`` or ``fused`` is asked of a device or of layers that do not have it.
+        OptionError: ``fp8`` is asked of a device, or ``fused`` of a device or of layers, that do not have it.
     """
     done = runnable_folds(unet.folds.union(folds), device, unet.dtype, unet.network.operations)
     prompt_weights = specialise_unet(unet.network, unet.spec, done, unet.folds)
@@ -222,8 +222,8 @@ def runnable_folds(
     others, nor ``phases``: sums of weights in 8 bits, rounded to 8 bits once more, cost gendr-mini's pair 3 dB.
 
     Raises:
-        OptionError: ``fp8`` is among them, but the device has no such numbers or layers are not torch's own; or
-            ``fused``, but it is no CUDA device or layers are not torch's own.
+        OptionError: ``fp8`` is among them, but the device has no such numbers; or ``fused``, but it is no CUDA device
+            or layers are not torch's own.
     """
     kind = torch.device(device).type
     if "fused" in folds and (kind != "cuda" or operations is not TORCH_OPERATIONS):
@@ -232,11 +232,8 @@ def runnable_folds(
             f" {type(operations).__name__}: take cuda, or leave out fused"
         )
     if "fp8" in folds:
-        if kind == "mps" or operations is not TORCH_OPERATIONS:
-            got = kind if kind == "mps" else f"those of {type(operations).__name__}"
-            raise OptionError(
-                f"expected a device with float8 and torch's own layers for weights in 8 bits, got {got}: leave out fp8"
-            )
+        if kind == "mps":
+            raise OptionError("expected a device with float8 for weights in 8 bits, got mps: leave out fp8")
         return frozenset(folds) - {"packed", "phases"}
     packs = kind == "cpu" and can_pack(dtype) and operations is TORCH_OPERATIONS
     return frozenset(folds) if packs else frozenset(folds) - {"packed"}
@@ -245,7 +242,7 @@ def runnable_folds(
 def _place(network: UNet | VAE, device: torch.device | str, dtype: torch.dtype, folds: Collection[Fold]) -> None:
     """Bring a network to where and how it is used, for inference only."""
     if "fp8" in folds:
-        compress(network, device)
+        compress(network, device, network.operations)
     if "fused" in folds:
         fuse(network)
     channels_last = network.channels_last or torch.device(device).type == "cpu"

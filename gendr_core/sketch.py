@@ -85,7 +85,7 @@ def unet_sketch(kind: UNetKind) -> UNet:
     if "packed" in kind.folds:
         pack(network)
     if "fp8" in kind.folds:
-        compress(network, "meta")
+        compress(network, "meta", network.operations)
     if "fused" in kind.folds:
         fuse(network)
     return network.requires_grad_(False)
@@ -96,7 +96,7 @@ def vae_sketch(kind: VAEKind) -> VAE:
     """Return a VAE without memory."""
     network = blank_vae(kind.spec, kind.folds).to(kind.dtype)
     if "fp8" in kind.folds:
-        compress(network, "meta")
+        compress(network, "meta", network.operations)
     if "fused" in kind.folds:
         fuse(network)
     return network.requires_grad_(False)

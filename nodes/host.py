@@ -1,4 +1,4 @@
-"""ComfyUI's side of the core's host protocols, and its model folders: the only file that imports the host's own code.
+"""ComfyUI's side of the core's host protocols, and its model folders: with ``operations`` all that imports its code.
 
 Role: between the nodes and ``gendr_core``. Networks are built of the host's layer classes, live under its ModelPatcher
 and are moved by it alone, so that it can load them in part, offload and free them. The patcher belongs to what the
@@ -21,14 +21,17 @@ import folder_paths
 import torch
 
 from ..gendr_core.checkpoint import SUFFIXES, UNetCheckpoint, inspect
+from ..gendr_core.config import WeightFormat
 from ..gendr_core.errors import CheckpointError, OptionError
+from ..gendr_core.float8 import FLOAT8
 from ..gendr_core.geometry import Extent
 from ..gendr_core.host import Host, Meter
 from ..gendr_core.model import GenDRUNet, GenDRVAE, bundled_weights, load_unet, load_vae
 from ..gendr_core.plan import StagePlan, band_sizes
 from ..gendr_core.sketch import decode_cost, encode_cost, vae_kind
-from ..gendr_core.spec import ModelSpec, UNetArch
+from ..gendr_core.spec import UNET_FOLDS, VAE_FOLDS, Fold, ModelSpec, UNetArch
 from ..gendr_core.windows import BandedFrame
+from .operations import HostOperations
 from .preview import MAX_EDGE, Display
 
 if TYPE_CHECKING:
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
     from comfy.model_patcher import ModelPatcher
     from PIL.Image import Image
-    from torch import Tensor
 
 UNET_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VAE_DTYPES = (torch.bfloat16, torch.float32)
@@ -53,29 +55,6 @@ class HostedUNet:
 
     unet: GenDRUNet
     patcher: "ModelPatcher"
-
-
-class HostOperations:
-    """Layer classes of the host, and its way to their weights: cast, streamed and patched as its own layers do it."""
-
-    def __init__(self, layers: type) -> None:
-        """Take the classes from ``layers``, one of the host's namespaces."""
-        self.Conv2d = layers.Conv2d
-        self.Linear = layers.Linear
-        self.GroupNorm = layers.GroupNorm
-        self.LayerNorm = layers.LayerNorm
-
-    @staticmethod
-    def weights(layer: torch.nn.Module, like: "Tensor", /) -> "tuple[Tensor, Tensor | None]":
-        """Return weight and bias of ``layer``, on the device and in the dtype of ``like``, to be kept."""
-        if not hasattr(comfy.ops, "uncast_bias_weight"):
-            return comfy.ops.cast_bias_weight(layer, like)
-        # Later hosts lend: a buffer that a layer soon after is copied into, or memory that they cannot free until it is
-        # given back. Bands hold weights for longer than that, so what is lent is copied.
-        weight, bias, lease = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-        kept = weight if weight is layer.weight else weight.clone(), bias if bias is layer.bias else bias.clone()
-        comfy.ops.uncast_bias_weight(layer, weight, bias, lease)
-        return kept
 
 
 def weight_files(folder: str) -> list[str]:
@@ -111,11 +90,12 @@ def file_stamp(folder: str, name: str) -> str:
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
-def load_hosted_unet(name: str) -> HostedUNet:
+def load_hosted_unet(name: str, weights: WeightFormat = "dtype") -> HostedUNet:
     """Return the UNet of a file from ``weight_files``, in the dtypes that the host prefers for its device.
 
     Raises:
         CheckpointError: the file cannot be used.
+        OptionError: the device has no weights in 8 bits.
     """
     path = weight_path("diffusion_models", name)
     device = comfy.model_management.get_torch_device()
@@ -124,7 +104,8 @@ def load_hosted_unet(name: str) -> HostedUNet:
     # Some devices keep weights in a dtype that they cannot compute in; the layers then cast as they go.
     computed = comfy.model_management.unet_manual_cast(stored, device, dtypes) or stored
     layers = comfy.ops.disable_weight_init if computed == stored else comfy.ops.manual_cast
-    unet = replace(load_unet(path, dtype=stored, operations=HostOperations(layers)), dtype=computed)
+    folds = (*UNET_FOLDS, *_asked(weights, device))
+    unet = replace(load_unet(path, dtype=stored, operations=HostOperations(layers), folds=folds), dtype=computed)
     return HostedUNet(unet=unet, patcher=_patcher(unet.network, device, comfy.model_management.unet_offload_device()))
 
 
@@ -148,7 +129,7 @@ def host_diffusion_model(checkpoint: UNetCheckpoint, ldm_shape: dict[str, object
     return patcher
 
 
-def load_hosted_vae(name: str) -> HostedVAE:
+def load_hosted_vae(name: str, weights: WeightFormat = "dtype") -> HostedVAE:
     """Return the host's own VAE object around our VAE, from a file of ``weight_files``.
 
     The host's constructor knows no VAE of these widths, so it gets a throwaway network of the same family, which sets
@@ -156,11 +137,13 @@ def load_hosted_vae(name: str) -> HostedVAE:
 
     Raises:
         CheckpointError: the file cannot be used.
+        OptionError: the device has no weights in 8 bits.
     """
     device = comfy.model_management.vae_device()
     dtype = comfy.model_management.vae_dtype(device, list(VAE_DTYPES))
     operations = HostOperations(comfy.ops.disable_weight_init)
-    ours = load_vae(weight_path("vae", name), dtype=dtype, operations=operations)
+    folds = (*VAE_FOLDS, *_asked(weights, device))
+    ours = load_vae(weight_path("vae", name), dtype=dtype, operations=operations, folds=folds)
     vae = _empty_vae(device, dtype)
     vae.first_stage_model = ours.network
     vae.patcher = _patcher(ours.network, device, comfy.model_management.vae_offload_device())
@@ -172,6 +155,15 @@ def load_hosted_vae(name: str) -> HostedVAE:
     _run_in_bands(vae, ours, device.type)
     vae.gendr = ours
     return vae
+
+
+def _asked(weights: WeightFormat, device: torch.device) -> "tuple[Fold, ...]":
+    """Return the fold that keeps weights as is asked, of networks that will run on ``device``."""
+    if weights == "dtype":
+        return ()
+    if not comfy.model_management.supports_cast(device, FLOAT8):
+        raise OptionError(f"expected a device with float8 for weights in 8 bits, got {device.type}: choose dtype")
+    return ("fp8",)
 
 
 def _run_in_bands(vae: HostedVAE, ours: GenDRVAE, device_type: str) -> None:

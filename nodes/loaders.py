@@ -6,11 +6,13 @@ Role: the first nodes of a workflow; ``restore`` and ``latent`` take what they g
 from comfy_api.latest import io
 
 from ..gendr_core.checkpoint import read_unet
+from ..gendr_core.config import WeightFormat
 from ..gendr_core.errors import CheckpointError
 from ..gendr_core.model import DEFAULT_UNET, bundled_weights
 from ..gendr_core.spec import ModelSpec, UNetArch
 from .host import file_stamp, host_diffusion_model, load_hosted_unet, load_hosted_vae, weight_files, weight_path
 from .sockets import GenDRModel, node_schema
+from .widgets import weights_input
 
 DEFAULT_VAE = "gendr-mini-vae16.safetensors"
 
@@ -33,21 +35,23 @@ class LoadUNet(io.ComfyNode):
                     default=DEFAULT_UNET,
                     tooltip="Weight file (.safetensors) from models/diffusion_models, or a gendr-mini of this pack."
                     " gendr-mini-pixel works by itself, gendr-mini-unet16 needs the VAE gendr-mini-vae16.",
-                )
+                ),
+                weights_input(),
             ],
             outputs=[GenDRModel.Output(display_name="model", tooltip="The restoration model, for the GenDR nodes.")],
             search_aliases=["upscale model", "restoration model"],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, unet: str) -> str:
+    def fingerprint_inputs(cls, unet: str, weights: WeightFormat = "dtype") -> str:
         """Return a text that changes with the file, so that a replaced file is read again."""
+        del weights
         return file_stamp("diffusion_models", unet)
 
     @classmethod
-    def execute(cls, unet: str) -> io.NodeOutput:
+    def execute(cls, unet: str, weights: WeightFormat = "dtype") -> io.NodeOutput:
         """Load the file."""
-        return io.NodeOutput(load_hosted_unet(unet))
+        return io.NodeOutput(load_hosted_unet(unet, weights))
 
 
 class LoadVAE16(io.ComfyNode):
@@ -68,7 +72,8 @@ class LoadVAE16(io.ComfyNode):
                     options=weight_files("vae"),
                     default=DEFAULT_VAE,
                     tooltip="Weight file (.safetensors) from models/vae, or the gendr-mini-vae16 of this pack.",
-                )
+                ),
+                weights_input(),
             ],
             outputs=[
                 io.Vae.Output(
@@ -79,14 +84,15 @@ class LoadVAE16(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae_file: str) -> str:
+    def fingerprint_inputs(cls, vae_file: str, weights: WeightFormat = "dtype") -> str:
         """Return a text that changes with the file, so that a replaced file is read again."""
+        del weights
         return file_stamp("vae", vae_file)
 
     @classmethod
-    def execute(cls, vae_file: str) -> io.NodeOutput:
+    def execute(cls, vae_file: str, weights: WeightFormat = "dtype") -> io.NodeOutput:
         """Load the file."""
-        return io.NodeOutput(load_hosted_vae(vae_file))
+        return io.NodeOutput(load_hosted_vae(vae_file, weights))
 
 
 class LoadBase(io.ComfyNode):

@@ -20,6 +20,7 @@ from ..config import (
     MAX_SCALE,
     MEMORY_MODES,
     MIN_SCALE,
+    WEIGHT_FORMATS,
     MemoryOptions,
     RestoreOptions,
 )
@@ -113,7 +114,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--weights",
-        choices=("dtype", "fp8"),
+        choices=WEIGHT_FORMATS,
         default="dtype",
         help="how weights stay in memory: fp8 (float8 e4m3, one scale for every output channel) takes half of what 16"
         " bits take, changes images a little and is slower; not on mps (default: in --dtype)",

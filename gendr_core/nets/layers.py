@@ -50,7 +50,10 @@ class Operations(Protocol):
         ...
 
     def weights(self, layer: nn.Module, like: Tensor, /) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias of one of its layers, on the device and in the dtype of ``like``."""
+        """Return weight and bias of one of its layers, on the device and in the dtype of ``like``.
+
+        A layer with a ``weight_scale`` has its weight in 8 bits, which is multiplied out.
+        """
         ...
 
 

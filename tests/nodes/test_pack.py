@@ -40,9 +40,10 @@ def test_nodes_come_in_menu_order(pack: Pack) -> None:
     ]
 
 
-def test_only_the_host_file_imports_the_host() -> None:
+def test_only_the_hosts_own_files_import_the_host() -> None:
     guilty = {path.name for path in (ROOT / "nodes").glob("*.py") if _host_imports(path)}
-    assert guilty == {"host.py"}
+    # Layer classes apart from the rest: a file has at most 300 lines.
+    assert guilty == {"host.py", "operations.py"}
 
 
 def _host_imports(path: Path) -> bool:

@@ -174,9 +174,12 @@ def install(models: Path) -> Record:
             if preview is not None:
                 record.pictures.append(preview)
 
-    def cast_bias_weight(layer: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def cast_bias_weight(
+        layer: Any, like: torch.Tensor, dtype: torch.dtype | None = None, bias_dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         record.weights_asked += 1
-        return layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)
+        weight = layer.weight.to(like.device, dtype or like.dtype)
+        return weight, None if layer.bias is None else layer.bias.to(like.device, bias_dtype or like.dtype)
 
     io = SimpleNamespace(
         Schema=Schema,
@@ -203,6 +206,7 @@ def install(models: Path) -> Record:
         "unet_offload_device": lambda: cpu,
         "unet_dtype": lambda _device, _parameters, _dtypes: torch.float32,
         "unet_manual_cast": lambda _stored, _device, _dtypes: None,
+        "supports_cast": lambda device, _dtype: device.type != "mps",
         "load_models_gpu": load_models_gpu,
         "throw_exception_if_processing_interrupted": check,
     }
