@@ -137,7 +137,7 @@ def convert(conversion: Conversion, prompts: Prompts, folder: Path, interrupt: I
         conversion: what is made of which files.
         prompts: what is stored with the UNet.
         folder: where to; it exists, and has no files of these names.
-        interrupt: asked between files that are read and between tensors that are merged.
+        interrupt: asked between files, between tensors that are merged, and while a pickled file is read.
 
     Raises:
         CheckpointError: a file cannot be read or written, or does not fit the others.
@@ -147,8 +147,7 @@ def convert(conversion: Conversion, prompts: Prompts, folder: Path, interrupt: I
     targets = _targets(relative, folder)
     bases = _read_bases(conversion, prompts, interrupt)
     interrupt.check()
-    with published_file(adapter) as published:
-        interrupt.check()
+    with published_file(adapter, interrupt) as published:
         with errors_about(adapter):
             check_published(published, relative)
             unet, vae = bases
@@ -158,7 +157,7 @@ def convert(conversion: Conversion, prompts: Prompts, folder: Path, interrupt: I
 
 
 @contextmanager
-def published_file(path: Path) -> Generator[Published]:
+def published_file(path: Path, interrupt: Interrupt = NEVER) -> Generator[Published]:
     """Give the content of a relative's file, pickled or safetensors, for as long as the block lasts.
 
     Raises:
@@ -167,7 +166,7 @@ def published_file(path: Path) -> Generator[Published]:
     if path.suffix.lower() in SUFFIXES:
         yield _published(path, path)
     else:
-        with unpickled(path) as target:
+        with unpickled(path, interrupt=interrupt) as target:
             yield _published(target, path)
 
 
@@ -236,7 +235,7 @@ def _read_bases(conversion: Conversion, prompts: Prompts, interrupt: Interrupt) 
         ),
     )
     interrupt.check()
-    vae = _read_vae(vae_path, relative)
+    vae = _read_vae(vae_path, relative, interrupt)
     channels, cells, cell_px = "latent channels", "pixels per latent cell", vae.spec.arch.spatial_factor
     for path, what, expected, found in (
         (sources.unet, channels, LATENT_CHANNELS, unet.spec.arch.in_channels),
@@ -249,11 +248,11 @@ def _read_bases(conversion: Conversion, prompts: Prompts, interrupt: Interrupt) 
     return replace(unet, spec=replace(unet.spec, cell_px=cell_px)), vae
 
 
-def _read_vae(path: Path, relative: Relative) -> VAECheckpoint:
+def _read_vae(path: Path, relative: Relative, interrupt: Interrupt) -> VAECheckpoint:
     overrides = SpecOverrides(latent_scaling=LATENT_SCALING)
     if path.suffix.lower() in SUFFIXES or not relative.pickled_vae:
         return read_vae(path, overrides)
-    with unpickled(path) as target, errors_about(path):
+    with unpickled(path, interrupt=interrupt) as target, errors_about(path):
         vae = read_vae(target, overrides)
         # Mapped from a file that is about to go.
         return replace(vae, state={name: tensor.clone() for name, tensor in vae.state.items()})

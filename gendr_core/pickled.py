@@ -13,9 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
+from time import monotonic
 from types import ModuleType
 
 from .errors import CheckpointError
+from .host import NEVER, Interrupt
 from .pickled_child import RUN_NAME
 
 ZIP_START = b"PK\x03\x04"
@@ -28,10 +30,18 @@ BASE_SECONDS = 180.0
 """Starting Python and torch included, which takes half a minute on a busy machine."""
 BYTES_PER_SECOND = 10 * 2**20
 """Of the slowest disk to wait for."""
+POLL_S = 0.2
+"""Between two looks at the child and at the interrupt."""
 
 
 @contextmanager
-def unpickled(path: Path, *, seconds: float | None = None, memory_bytes: int | None = None) -> Generator[Path]:
+def unpickled(
+    path: Path,
+    *,
+    seconds: float | None = None,
+    memory_bytes: int | None = None,
+    interrupt: Interrupt = NEVER,
+) -> Generator[Path]:
     """Give a safetensors file with the tensors of a pickled one, for as long as the block lasts.
 
     Names of nested dicts are joined by ``pickled_child.SEPARATOR``; numbers and texts are in the metadata.
@@ -40,6 +50,7 @@ def unpickled(path: Path, *, seconds: float | None = None, memory_bytes: int | N
         path: what torch.save has written since PyTorch 1.6: a dict of tensors, numbers, texts and such dicts.
         seconds: how long reading may take; None goes by the size of the file.
         memory_bytes: how much memory reading may take; None goes by the size of the file.
+        interrupt: asked several times a second while the child reads; what it raises ends the child.
 
     Raises:
         CheckpointError: the file is no such dict, names code, is damaged, or takes too long or too much memory.
@@ -50,7 +61,7 @@ def unpickled(path: Path, *, seconds: float | None = None, memory_bytes: int | N
     wait = BASE_SECONDS + size / BYTES_PER_SECOND if seconds is None else seconds
     with TemporaryDirectory(prefix="gendr-", ignore_cleanup_errors=True) as folder:
         target, log = Path(folder) / "tensors.safetensors", Path(folder) / "log.txt"
-        code = _run_child((path.resolve(), target, log, memory), wait)
+        code = _run_child((path.resolve(), target, log, memory), wait, interrupt)
         if code is None:
             raise CheckpointError(f"{path.name}: reading it took more than {wait:.0f} seconds: download it again")
         if code != 0 or not target.is_file():
@@ -71,7 +82,7 @@ def _check_start(path: Path) -> None:
         )
 
 
-def _run_child(job: tuple[Path, Path, Path, int], seconds: float) -> int | None:
+def _run_child(job: tuple[Path, Path, Path, int], seconds: float, interrupt: Interrupt) -> int | None:
     """Return with which code the child ended, or None where it had to be ended."""
     # By path and not by module: ComfyUI loads this package under a name that a child could not import.
     child = get_context("spawn").Process(
@@ -82,12 +93,16 @@ def _run_child(job: tuple[Path, Path, Path, int], seconds: float) -> int | None:
     )
     with _without_main():
         child.start()
-    child.join(seconds)
-    if child.is_alive():
-        child.kill()
-        child.join()
-        return None
-    return child.exitcode
+    deadline = monotonic() + seconds
+    try:
+        while child.exitcode is None and monotonic() < deadline:
+            interrupt.check()
+            child.join(min(POLL_S, seconds))
+        return child.exitcode
+    finally:
+        if child.is_alive():
+            child.kill()
+            child.join()
 
 
 _STARTING = Lock()

@@ -3,11 +3,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import Stopping
 
 from gendr_core.errors import CheckpointError
 from gendr_core.header import read_header
@@ -73,6 +75,15 @@ def test_nothing_in_this_file_would_notice_harm_that_cannot_happen(hostile: Path
 def test_reading_for_too_long_is_ended(file: Path) -> None:
     with pytest.raises(CheckpointError, match="took more than 0 seconds"), unpickled(file, seconds=0.01):
         pass
+
+
+def test_reading_is_ended_by_the_user(file: Path) -> None:
+    # Asked before the child can be done, and not again.
+    interrupt = Stopping(at=2)
+    with pytest.raises(InterruptedError), unpickled(file, interrupt=interrupt):
+        pass
+    assert interrupt.asked == 2
+    assert active_children() == []
 
 
 @pytest.mark.slow
