@@ -1,6 +1,6 @@
 """The marks that GenDR sets itself on a GPU, measured in one run: one image, large frames, many images, memory.
 
-Role: run by hand, ``python benchmarks/marks.py --against diffusers``, wherever there is a GPU for a quarter of an hour;
+Role: run by hand, ``python benchmarks/marks.py --against diffusers``, wherever there is a GPU;
 ``speed`` looks closer at fewer things. What fails is named and the rest goes on. On a CPU only to see that it runs:
 ``--device cpu --arch mini --scale 0.1``.
 """

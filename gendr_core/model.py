@@ -219,7 +219,7 @@ def runnable_folds(
     """Return those of ``folds`` that run there.
 
     ``packed`` only where oneDNN computes, in layers of torch's own. With ``fp8`` neither that, since its layers are
-    others, nor ``phases``: sums of weights in 8 bits, rounded to 8 bits once more, cost gendr-mini's pair 3 dB.
+    others, nor ``phases``: sums of weights in 8 bits, rounded to 8 bits once more, cost gendr-mini's pair 4 dB.
 
     Raises:
         OptionError: ``fp8`` is among them, but the device has no such numbers; or ``fused``, but it is no CUDA device
@@ -239,12 +239,21 @@ def runnable_folds(
     return frozenset(folds) if packs else frozenset(folds) - {"packed"}
 
 
-def _place(network: UNet | VAE, device: torch.device | str, dtype: torch.dtype, folds: Collection[Fold]) -> None:
-    """Bring a network to where and how it is used, for inference only."""
+def exchange_layers(network: UNet | VAE, folds: Collection[Fold], device: torch.device | str) -> None:
+    """Bring in the layers of ``OPTIONAL_FOLDS``, in place; weights in 8 bits are made on ``device``.
+
+    Raises:
+        OptionError: there is no Triton for ``fused``, and the network has memory to run.
+    """
     if "fp8" in folds:
         compress(network, device, network.operations)
     if "fused" in folds:
         fuse(network)
+
+
+def _place(network: UNet | VAE, device: torch.device | str, dtype: torch.dtype, folds: Collection[Fold]) -> None:
+    """Bring a network to where and how it is used, for inference only."""
+    exchange_layers(network, folds, device)
     channels_last = network.channels_last or torch.device(device).type == "cpu"
     for name, parameter in network.named_parameters():
         in_8_bits = parameter.dtype == FLOAT8 or name.endswith(SCALE_SUFFIX)

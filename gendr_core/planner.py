@@ -31,8 +31,6 @@ PIXELS_AT_ONCE = 1024**2
 """Output pixels that go through a network together on a GPU: enough to keep it busy; not measured."""
 ENDS_SHARE = 4
 """Frames are prepared and finished on a GPU if that takes at most one part in so many of its room."""
-ENDS_FRAMES = 8
-"""What preparing and finishing takes, in frames of float32 pixels: an upper bound for all ways to match colours."""
 TILE_OVERLAP = 4
 """A tile overlaps its neighbours by one part in so many, as long as the user names no overlap."""
 
@@ -100,7 +98,7 @@ class Planner:
         """
         if self._device_type != "cuda":
             return self._device_type == "cpu"
-        needed = ENDS_FRAMES * self.together * _float_bytes(3, self.padded)
+        needed = max(self._prepare_bytes(self._task.source, self._task.channels), self._color_bytes())
         return ENDS_SHARE * needed <= min(self._room_bytes("encode"), self._room_bytes("decode"))
 
     @cached_property

@@ -19,10 +19,8 @@ from .decode import decode
 from .encode import encode
 from .geometry import Extent, Span
 from .host import Meter
-from .model import GenDRUNet, GenDRVAE
+from .model import GenDRUNet, GenDRVAE, exchange_layers
 from .nets import VAE, UNet
-from .nets.compressed import compress
-from .nets.fused import fuse
 from .nets.packed import pack
 from .plan import StagePlan
 from .spec import Fold, ModelSpec, VAESpec
@@ -84,10 +82,7 @@ def unet_sketch(kind: UNetKind) -> UNet:
     network = blank_unet(kind.spec, kind.folds).to(kind.dtype)
     if "packed" in kind.folds:
         pack(network)
-    if "fp8" in kind.folds:
-        compress(network, "meta", network.operations)
-    if "fused" in kind.folds:
-        fuse(network)
+    exchange_layers(network, kind.folds, "meta")
     return network.requires_grad_(False)
 
 
@@ -95,10 +90,7 @@ def unet_sketch(kind: UNetKind) -> UNet:
 def vae_sketch(kind: VAEKind) -> VAE:
     """Return a VAE without memory."""
     network = blank_vae(kind.spec, kind.folds).to(kind.dtype)
-    if "fp8" in kind.folds:
-        compress(network, "meta", network.operations)
-    if "fused" in kind.folds:
-        fuse(network)
+    exchange_layers(network, kind.folds, "meta")
     return network.requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ from gendr_core.geometry import Extent
 from gendr_core.host import Host
 from gendr_core.model import GenDRUNet, GenDRVAE
 from gendr_core.pipeline import restore
+from gendr_core.plan import Plan
 from gendr_core.planner import Planner, Task
 from gendr_core.prepare import prepare
 from gendr_core.staging import Downloads, upload
@@ -117,6 +118,21 @@ def test_where_frames_are_prepared_and_finished(device_type: str, budget_bytes: 
     # Both ends count for the peak only where they are on the device.
     everything = max(stage.activation_bytes for stage in plan.stages.values()) + max(plan.weight_bytes.values())
     assert (plan.peak_bytes == everything) == there
+
+
+@pytest.mark.parametrize("color", COLOR_METHODS)
+def test_both_ends_take_at_most_a_quarter_of_a_devices_room(color: ColorMethod) -> None:
+    unet, _ = models("pixel")
+
+    def plan(budget_bytes: int) -> Plan:
+        options = RestoreOptions(scale=1.0, color=color, memory=MemoryOptions(budget_bytes=budget_bytes))
+        return Planner(unet, None, Task(source=Extent(1500, 1500)), options, device_type="cuda").plan()
+
+    largest = plan(60 * GIB)
+    needed = max(largest.stages[stage].activation_bytes for stage in ("prepare", "color"))
+    weights = max(largest.weight_bytes.values())
+    assert plan(weights + 4 * needed).ends_on_device
+    assert not plan(weights + int(3.9 * needed)).ends_on_device
 
 
 @pytest.mark.parametrize("color", COLOR_METHODS)
